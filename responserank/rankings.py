@@ -35,7 +35,7 @@ class Arrangement(NamedTuple):
     depth: int # doublings that span the longest ranking
     def to(self, device: torch.device) -> "Arrangement": # same arrangement there
         "Move to `device`."
-        return Arrangement(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))
+        return Arrangement(*(x.to(device) if isinstance(x, Tensor) else x for x in self))
 
 # %% ../nbs/00_rankings.ipynb #cell-014
 def _tensor(
@@ -76,7 +76,7 @@ def _columns(
     rank = _tensor(rank, "rank").detach()
     rank = rank.to(torch.float32 if rank.device.type == "mps" else torch.float64)
     if not rank.numel() or not rank.ndim: raise ValueError(f"rank must hold at least one comparison along its last axis; its shape is {tuple(rank.shape)}")
-    ids = rank.new_zeros(1).expand(rank.shape[-1]) if ranking_id is None else _tensor(ranking_id, "ranking_id").to(rank.device)
+    ids = rank.new_zeros(1, dtype=torch.long).expand(rank.shape[-1]) if ranking_id is None else _tensor(ranking_id, "ranking_id").to(rank.device)
     if ids.is_floating_point():
         if (ids != ids.round()).any(): raise ValueError("ranking_id must be integers, one per comparison; it has a fraction or a NaN")
         ids = ids.long()
@@ -286,10 +286,10 @@ def bradley_terry_loss(
     "Bradley–Terry loss, optionally with soft targets."
     diff = _differences(diff)
     if not 0 <= label_smoothing <= 1: raise ValueError(f"label_smoothing must be between 0 and 1, not {label_smoothing}")
-    target = _tensor(target, "target").to(diff)
-    if not torch.compiler.is_compiling() and not ((target >= 0) & (target <= 1)).all():
+    target = _tensor(target, "target")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and not ((target >= 0) & (target <= 1)).all():
         raise ValueError("target must be between 0 and 1; it is a probability")
-    target = _fit(target, diff, "target") * (1 - label_smoothing) + label_smoothing / 2
+    target = _fit(target.to(diff), diff, "target") * (1 - label_smoothing) + label_smoothing / 2
     return _reduce(-target * F.logsigmoid(diff) - (1 - target) * F.logsigmoid(-diff), reduction)
 
 # %% ../nbs/00_rankings.ipynb #cell-079

@@ -141,6 +141,16 @@ def test_missing_ranks_are_bradley_terry():
     torch.testing.assert_close(terms, bradley_terry_loss(d, reduction="none"))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_other_device():
+    "Ranks may live elsewhere than differences, in both directions."
+    d, rank, ids = problem(9)
+    want = ranking_loss(d, rank, ids)
+    for a, b in (("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")):
+        got = ranking_loss(d.detach().to(a), rank.to(b), ids.to(b))
+        assert got.device.type == a and got.item() == pytest.approx(want.item(), rel=1e-12)
+
+
 def test_ties():
     assert tied_with_next(np.array([0.3, 0.1 + 0.2, 1e9, 1e9 + 0.5, np.inf, np.inf, np.nan, np.nan])).tolist() == [True, False, True, False, True, False, False]
     d, rank = [0.0, 3.0, 1.0], [0.3, 0.1 + 0.2, 0.2]
