@@ -10,8 +10,8 @@ __all__ = ['TRUE', 'FALSE', 'READERS', 'NOT_IDENTITY', 'BEAT', 'EXPIRY', 'UserEr
            'interruptible', 'flatten', 'collect_runs', 'progress']
 
 # %% ../nbs/04_runs.ipynb #cell-002
-import contextlib, ctypes, dataclasses, difflib, hashlib, json, math, os, re, shlex, signal, socket, subprocess, sys, tempfile, threading, time
-import types, typing, uuid, warnings
+import contextlib, ctypes, dataclasses, difflib, gzip, hashlib, json, math, os, re, select, shlex, signal
+import socket, subprocess, sys, threading, time, types, typing, uuid, warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -198,13 +198,13 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 def write_csv(
-    path: str | Path, # a name ending in .gz is compressed, with no date inside
+    path: str | Path, # a name ending in .gz is compressed, with no date or name inside
     table: pd.DataFrame,
     **kwargs, # for `DataFrame.to_csv`; the index is left out unless asked for
 ) -> Path:
     "Write a table atomically, the same bytes for the same table."
-    gzip = {"compression": {"method": "gzip", "mtime": 0}} if str(path).endswith(".gz") else {}
-    with atomic_path(path) as part: table.to_csv(part, **{"index": False, "lineterminator": "\n"} | gzip | kwargs)
+    text = table.to_csv(**{"index": False, "lineterminator": "\n"} | kwargs).encode()
+    with atomic_path(path) as part: part.write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
     return Path(path)
 
 # %% ../nbs/04_runs.ipynb #cell-029
@@ -242,7 +242,8 @@ def group_name(
 ) -> str: # "<method>-<8 hexadecimal digits>"
     "Name the group of runs that differ only in fraction and seed."
     settings = _whole(json.loads(canonical_json(resolved)))
-    identity = {"method": method, "settings": {k: v for k, v in settings.items() if k not in NOT_IDENTITY}, "preset": preset, "data": data_hash}
+    settings = {k: v for k, v in settings.items() if k not in NOT_IDENTITY}
+    identity = {"method": method, "settings": settings, "preset": preset, "data": data_hash}
     if model_seed is not None: identity["model_seed"] = model_seed
     return f"{method}-{hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:8]}"
 
@@ -277,7 +278,8 @@ def content_hash(
     path = Path(data)
     if path.is_file(): return _file_hash(path)[:16]
     if path.is_dir():
-        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and "/." not in f"/{p.relative_to(path).as_posix()}")
+        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        names = [n for n in names if "/." not in f"/{n}"]
         return hashlib.sha256(canonical_json([(n, _file_hash(path / n)) for n in names]).encode()).hexdigest()[:16]
     return hashlib.sha256(str(data).encode()).hexdigest()[:16]
 
@@ -296,7 +298,8 @@ def versions() -> dict[str, str]: # libraries that aren't installed are left out
 
 def _git(*arguments):
     folder = Path(sys.modules["responserank"].__file__).parent if "responserank" in sys.modules else repo_root()
-    try: return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, errors="replace", timeout=20, check=True).stdout
+    command = ["git", "-C", str(folder), *arguments]
+    try: return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError): return None
 
 def git_state() -> dict: # commit, dirty, diff (8 digits of its hash); all None outside a checkout, as from an installed wheel
@@ -317,7 +320,8 @@ def _process_start(pid): # None where no such process runs; a zombie doesn't
 def _place(): # processes with the same place can see each other
     def read(path, how):
         with contextlib.suppress(OSError): return how(path)
-    return [socket.gethostname(), read("/proc/sys/kernel/random/boot_id", lambda p: Path(p).read_text().strip()), read("/proc/self/ns/pid", os.readlink)]
+    boot = read("/proc/sys/kernel/random/boot_id", lambda p: Path(p).read_text().strip())
+    return [socket.gethostname(), boot, read("/proc/self/ns/pid", os.readlink)]
 
 def _alive(pid, started):
     if Path("/proc/self/stat").exists(): return started is not None and _process_start(pid) == started
@@ -379,7 +383,8 @@ def run_status(
     folder = Path(folder)
     try:
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
-        if not isinstance(metrics, dict) or metrics and "status" not in metrics: raise UserError(f"{folder / 'metrics.json'}: no run's metrics")
+        if not isinstance(metrics, dict) or metrics and "status" not in metrics:
+            raise UserError(f"{folder / 'metrics.json'}: not the metrics of a run")
     except UserError as e: metrics = {"status": "corrupt", "error": str(e)}
     if metrics.get("status") == "finished": return "finished", metrics
     claims = _claims(folder).values()
@@ -388,6 +393,21 @@ def run_status(
     return ("dead" if all(_is_dead(holder, time.time() - beat) for holder, beat in claims) else "running"), facts
 
 # %% ../nbs/04_runs.ipynb #cell-047
+@contextlib.contextmanager
+def _parent_watch(parent): # lends a function that waits, a quarter of a second at most, and tells if the parent has ended
+    def look(seconds):
+        time.sleep(min(seconds, 0.25))
+        return os.getppid() != parent
+    try: handle = os.pidfd_open(parent)
+    except (AttributeError, OSError):
+        yield look
+        return
+    watched = select.poll()
+    watched.register(handle, select.POLLIN)
+    try: yield lambda seconds: bool(watched.poll(1000 * min(seconds, 0.25)))
+    finally: os.close(handle)
+
+# %% ../nbs/04_runs.ipynb #cell-048
 class Interrupted(KeyboardInterrupt):
     "The run was asked to stop, by SIGTERM, Ctrl-C or the end of its parent process."
     _render_traceback_ = UserError._render_traceback_
@@ -401,7 +421,8 @@ class Claim:
     "The right to do one run; a context manager that records how the run ended."
     def __init__(self, folder: Path, path: Path | None = None, token: str = "", finished: dict | None = None, facts: dict | None = None):
         self.folder, self.path, self.token, self.finished, self.facts = folder, path, token, finished, facts or {}
-        self._stop, self._lock, self._pid, self._parent = threading.Event(), threading.Lock(), os.getpid(), os.getppid() if in_kernel() else None
+        self._stop, self._lock, self._pid = threading.Event(), threading.Lock(), os.getpid()
+        self._parent = os.getppid() if in_kernel() else None
         if path: threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def __enter__(self): return self
@@ -449,11 +470,12 @@ class Claim:
 
     def _beat(self):
         last, path = time.monotonic(), self.path
-        while path and not self._stop.wait(0.25 if self._parent else BEAT):
-            if self._parent and os.getppid() != self._parent: return self.interrupt("the parent process ended")
-            if time.monotonic() - last < BEAT: continue
-            last = time.monotonic()
-            with contextlib.suppress(OSError): os.utime(path)
+        with _parent_watch(self._parent) if self._parent else contextlib.nullcontext(self._stop.wait) as wait:
+            while path and not self._stop.is_set():
+                if wait(BEAT) and not self._stop.is_set(): return self.interrupt("the parent process ended")
+                if time.monotonic() - last < BEAT: continue
+                last = time.monotonic()
+                with contextlib.suppress(OSError): os.utime(path)
 
 # %% ../nbs/04_runs.ipynb #cell-049
 def _warn(message): warnings.warn(message, stacklevel=3)
@@ -480,10 +502,11 @@ def _clear(folder, redo): # what an earlier attempt left, once the claim is ours
 def claim_run(
     folder: str | Path,
     redo: bool = False, # claim it even if it is finished
-    facts: dict | None = None, # what metrics.json should say however the run ends: method, preset, data, fraction, seed, group, settings, …
+    facts: dict | None = None, # what metrics.json should say however the run ends: method, preset, data, settings, …
 ) -> Claim: # .finished holds the metrics if there is nothing to do
     "Claim a run, or find it finished; a `UserError` says who else is at it."
-    folder, me = Path(folder), {"place": _place(), "pid": os.getpid(), "started": _process_start(os.getpid()), "since": time.time(), "facts": json.loads(json.dumps(facts or {}, default=plain))}
+    folder, me = Path(folder), {"place": _place(), "pid": os.getpid(), "started": _process_start(os.getpid()), "since": time.time()}
+    me["facts"] = json.loads(json.dumps(facts or {}, default=plain))
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f"{folder}: cannot make this folder for a run ({e.strerror})") from None
     for attempt in range(50):
@@ -496,7 +519,8 @@ def claim_run(
         time.sleep(np.random.default_rng().uniform(0, 0.01 * (attempt + 1)))
     else: raise UserError(f"{folder} could not be claimed: other workers keep trying; try again")
     then, now = (finished.get("git") or {}).get("commit"), git_state()["commit"]
-    if then and now and then != now: _warn(f"{folder} was finished under commit {then[:8]}, the code is at {now[:8]} now; redo=True does it again")
+    if then and now and then != now:
+        _warn(f"{folder} was finished under commit {then[:8]}, the code is at {now[:8]} now; redo=True does it again")
     return Claim(folder, finished=finished)
 
 # %% ../nbs/04_runs.ipynb #cell-051
