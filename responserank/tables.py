@@ -89,7 +89,7 @@ def read_file(path: Path) -> pd.DataFrame:
     elif kind in (".jsonl", ".ndjson"): frame = parse_jsonl(read_text(path), str(path))
     elif kind == ".json": frame = parse_json(read_text(path), str(path))
     elif kind in (".csv", ".tsv"): frame = parse_csv(read_text(path), str(path), "," if kind == ".csv" else "\t")
-    else: raise UserError(f"{path}: unknown format '{kind}'; use .jsonl, .json, .csv, .tsv, .parquet (text formats also as .gz), or a folder")
+    else: raise UserError(f"{path}: unknown format '{kind}'; use .jsonl, .json, .csv, .tsv (or these as .gz), .parquet, or a folder")
     if len(frame) == 0: raise UserError(f"{path}: the file has no rows")
     return frame
 
@@ -121,7 +121,8 @@ def hub_error(
     elif "OfflineModeIsEnabled" in kinds: why = "is not in the local cache, and HF_HUB_OFFLINE forbids fetching it"
     elif kinds & {"ConnectionError", "LocalEntryNotFoundError", "Timeout", "ConnectError"}:
         why = "cannot be fetched: the Hugging Face hub cannot be reached; give a local file or folder instead"
-    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}: why = "is neither a local file or folder nor a data set on the hub (or it is private)"
+    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+        why = "is neither a local file or folder nor a data set on the hub (or it is private)"
     else: why = f"cannot be loaded ({(str(error) or type(error).__name__).splitlines()[0]})"
     return UserError(f"{name}: {why}")
 
@@ -160,7 +161,7 @@ def read_folder(folder: Path, config: str | None, split: str) -> pd.DataFrame:
     files = _data_files(base if base.is_dir() else folder)
     files = [f for f in files if f.name.startswith(split)] or files
     if not files:
-        raise UserError(f"{folder}: no data files in this folder; it should hold .parquet, .jsonl or .csv files, or what datasets' save_to_disk wrote")
+        raise UserError(f"{folder}: no data files in this folder; it should hold .parquet, .jsonl or .csv, or what save_to_disk wrote")
     frames = [read_file(f) for f in files]
     odd = [f.name for f, x in zip(files, frames) if set(x.columns) != set(frames[0].columns)]
     if odd: raise UserError(f"{folder}: {odd[0]} has other columns than {files[0].name}; name the one file that is meant")
@@ -169,7 +170,8 @@ def read_folder(folder: Path, config: str | None, split: str) -> pd.DataFrame:
 # %% ../nbs/06_tables.ipynb #cell-027
 def is_hub_name(source: str) -> bool:
     "Tell `owner/name` from a path."
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)) and not source.lower().endswith(SUFFIXES) and not Path(source).parent.is_dir()
+    looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not source.lower().endswith(SUFFIXES)
+    return bool(looks) and not Path(source).parent.is_dir()
 
 def missing_file(path: Path) -> UserError: # to be raised
     "Say that a path does not exist, with the nearest names beside it."
@@ -203,7 +205,8 @@ def read_table(
 
 def _has_configs(folder: Path) -> bool:
     readme = folder/"README.md"
-    return readme.exists() and bool(re.match(r"---\n.*?^configs:.*?^---", readme.read_text(encoding="utf-8", errors="replace"), re.S | re.M))
+    head = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
+    return bool(re.match(r"---\n.*?^configs:.*?^---", head, re.S | re.M))
 
 # %% ../nbs/06_tables.ipynb #cell-032
 def require(
@@ -221,7 +224,8 @@ def require(
 # %% ../nbs/06_tables.ipynb #cell-035
 def is_missing(column: pd.Series) -> np.ndarray: # (n,) bool
     "Tell which cells are null, NaN or nothing but white space."
-    return np.array([v is None or v is pd.NA or (isinstance(v, float) and v != v) or (isinstance(v, str) and not v.strip()) for v in column], bool)
+    def empty(v): return v is None or v is pd.NA or (isinstance(v, float) and v != v) or (isinstance(v, str) and not v.strip())
+    return np.array([empty(v) for v in column], bool)
 
 def numbers(
     frame: pd.DataFrame,
@@ -240,7 +244,8 @@ def numbers(
     if bad.any():
         i = int(bad.argmax())
         bounds = "" if low == -np.inf else f" of at least {low:g}" if high == np.inf else f" from {low:g} to {high:g}"
-        raise UserError(f"{place(i) if place else where(name, i, column)}: a finite number{bounds} is expected, found {repr(cells.iloc[i])[:60]}")
+        at = place(i) if place else where(name, i, column)
+        raise UserError(f"{at}: a finite number{bounds} is expected, found {repr(cells.iloc[i])[:60]}")
     return value
 
 # %% ../nbs/06_tables.ipynb #cell-038
