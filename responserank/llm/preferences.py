@@ -643,7 +643,8 @@ def draw(
     vote = flatten(table, "preferences")[pick]
     side = np.where(vote == 0, rng.choice([-1, 1], len(table)), np.sign(vote))
     seconds = flatten(table, "seconds")[pick].astype(float)
-    table = table.assign(choice=side, annotator=flatten(table, "annotators")[pick], seconds_drawn=seconds, stated=np.abs(vote).astype(float))[vote != 0]
+    drawn = dict(choice=side, annotator=flatten(table, "annotators")[pick], seconds_drawn=seconds, stated=np.abs(vote).astype(float))
+    table = table.assign(**drawn)[vote != 0]
     if len(table) == 0: raise UserError(f"all {len(vote)} drawn preferences are ties; there is nothing to train on")
     return table, dict(step="draw", rows=len(table), ties_dropped=int((vote == 0).sum()))
 
