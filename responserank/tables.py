@@ -224,8 +224,8 @@ def require(
 # %% ../nbs/06_tables.ipynb #cell-035
 def is_missing(column: pd.Series) -> np.ndarray: # (n,) bool
     "Tell which cells are null, NaN or nothing but white space."
-    def empty(v): return v is None or v is pd.NA or (isinstance(v, float) and v != v) or (isinstance(v, str) and not v.strip())
-    return np.array([empty(v) for v in column], bool)
+    def _empty(v): return v is None or v is pd.NA or (isinstance(v, float) and v != v) or (isinstance(v, str) and not v.strip())
+    return np.array([_empty(v) for v in column], bool)
 
 def numbers(
     frame: pd.DataFrame,
