@@ -1,0 +1,27 @@
+"""What every test file may ask for, and an environment without network, trackers or stray threads."""
+import os
+from pathlib import Path
+
+# Before any test file imports a library that reads these.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1",
+                  HF_HUB_DISABLE_PROGRESS_BARS="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false",
+                  MPLBACKEND="agg")
+os.environ.pop("IN_TEST", None)  # set by a notebook runner; nbdev_export would do nothing
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference numbers beside the repository; a test that needs them is skipped without them."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir(): pytest.skip("no ../shared with reference numbers beside the repository")
+    return folder
