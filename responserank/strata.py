@@ -112,7 +112,8 @@ def concordance(
     s = pd.factorize(s[known])[0]
     level = lambda line: line.level[np.argsort(line.order)]
     x, y = level(line_up(x[known], s)), level(line_up(y[known], s))
-    wrong, tied_x, tied_y, both = inversions(y[np.lexsort((y, x))]), _pairs(x), _pairs(y), _pairs(x * (len(y) + 1) + y)
+    tied_x, tied_y, both = _pairs(x), _pairs(y), _pairs(x * (len(y) + 1) + y)
+    wrong = inversions(y[np.lexsort((y, x))])
     right = _pairs(s) - tied_x - tied_y + both - wrong
     return Concordance(right / (right + wrong) if right + wrong else math.nan, right, wrong, tied_x, tied_y, both)
 
@@ -125,7 +126,8 @@ def length_buckets(
     "Cut lengths into buckets of about equal numbers of ranked comparisons."
     length = _numbers(length, "length")
     deciding = length if ranked is None else length[np.asarray(ranked, bool)]
-    if not (isinstance(buckets, (int, np.integer)) and buckets >= 1): raise ValueError(f"buckets must be a whole number from 1, not {buckets!r}")
+    if not (isinstance(buckets, (int, np.integer)) and buckets >= 1):
+        raise ValueError(f"buckets must be a whole number from 1, not {buckets!r}")
     if np.isnan(deciding).any(): raise ValueError(f"length has no value (NaN) for comparison {int(np.isnan(length).argmax())}")
     if not len(deciding): return np.zeros(len(length), int)
     edges = np.unique(np.percentile(deciding, np.linspace(0, 100, buckets + 1)))
@@ -152,7 +154,8 @@ def _check_dealing(size, how, cap):
     if not (size in ("auto", "all") if isinstance(size, str) else whole(size)):
         raise ValueError(f"the size of a ranking must be a whole number from 1, 'auto' or 'all', not {size!r}")
     if cap is not None and not whole(cap): raise ValueError(f"cap must be a whole number from 1 or None, not {cap!r}")
-    if how == "random" and size == "auto": raise ValueError("random rankings need a size: a whole number or 'all', not 'auto'")
+    if how == "random" and size == "auto":
+        raise ValueError("random rankings need a size: a whole number or 'all', not 'auto'")
 
 # %% ../nbs/01_strata.ipynb #cell-032
 def rankings(
@@ -240,20 +243,22 @@ def drop_ranks(
     if keep is not None:
         if "category" not in table: raise ValueError(f"keep_category={keep!r}: the comparisons have no column category")
         known = table["category"].unique()
-        if keep not in known: raise ValueError(f"keep_category={keep!r}: no comparison has this category; there are {', '.join(map(str, known[:12]))}")
+        if keep not in known:
+            raise ValueError(f"keep_category={keep!r}: no comparison has this category; there are {', '.join(map(str, known[:12]))}")
         rank[(table["category"] != keep).to_numpy()] = np.nan
     left = np.flatnonzero(~np.isnan(rank))
     rank[rng.choice(left, round(settings.drop_rank_fraction * len(left)), replace=False)] = np.nan
-    without = int(np.isnan(rank).sum())
-    return table.assign(rank=rank), dict(step="drop_ranks", rows=len(table), dropped=before - (len(table) - without), without_rank=without)
+    after = int((~np.isnan(rank)).sum())
+    return table.assign(rank=rank), dict(step="drop_ranks", rows=len(table), dropped=before - after, without_rank=len(table) - after)
 
 # %% ../nbs/01_strata.ipynb #cell-060
-STRATA = {"global": (), "annotator": ("annotator",), "annotator_x_length": ("annotator",), "column": ("stratum_given",)} # columns that tell strata apart
+STRATA = {"global": (), "annotator": ("annotator",), "annotator_x_length": ("annotator",), "column": ("stratum_given",)} # kind → columns
 
 def _named(table, column, kind): # codes, −1 where empty
     names = table[column].astype(object) if column in table else pd.Series(dtype=object)
     codes = pd.factorize(names.where(names.notna() & (names != "")))[0]
-    if len(table) and not (codes >= 0).any(): raise ValueError(f"strata={kind!r}: the comparisons have no {'column stratum' if kind == 'column' else 'annotator'}")
+    if len(table) and not (codes >= 0).any():
+        raise ValueError(f"strata={kind!r}: the comparisons have no {'column stratum' if kind == 'column' else 'annotator'}")
     return codes
 
 def stratum_codes(
@@ -286,8 +291,9 @@ def stratify(
         if getattr(settings, "loss", "rank") != "bt": raise
         codes, note = np.full(len(table), -1), f"not stratified, and need not be: {e}"
     count = np.bincount(codes[codes >= 0])
-    report = dict(step="stratify", rows=len(table), by=settings.strata, strata=len(count), median_size=float(np.median(count)) if len(count) else 0.,
-                  strata_of_one=int((count == 1).sum()), without_rank=int((~ranked).sum()), without_stratum=int((ranked & (codes < 0)).sum()))
+    report = dict(step="stratify", rows=len(table), by=settings.strata, strata=len(count), strata_of_one=int((count == 1).sum()),
+                  median_size=float(np.median(count)) if len(count) else 0., without_rank=int((~ranked).sum()),
+                  without_stratum=int((ranked & (codes < 0)).sum()))
     return table.assign(stratum=codes), report | (dict(note=note) if note else {})
 
 # %% ../nbs/01_strata.ipynb #cell-064
@@ -304,7 +310,8 @@ def deal_rankings(
     if s.split == "round_robin":
         known = ~np.isnan(rank)
         line = line_up(rank[known], pd.factorize(table["stratum"][known])[0])
-        free, uncapped, made = (number_of_rankings(line.count, line.widest_tie, s.ranking_size, *x) for x in ((True,), (s.allow_ties,), (s.allow_ties, s.cap)))
+        m = lambda ties, cap: number_of_rankings(line.count, line.widest_tie, s.ranking_size, ties, cap)
+        free, uncapped, made = m(True, None), m(s.allow_ties, None), m(s.allow_ties, s.cap)
         report |= dict(strata_raised_for_ties=int((uncapped > free).sum()), strata_capped=int((made > uncapped).sum()))
     return table.assign(ranking=ids), report
 
@@ -318,7 +325,8 @@ def dealing_report(
     size = np.bincount(ranking)
     line = line_up(rank, ranking)
     return dict(rankings=len(size), singletons=int((size == 1).sum()), unranked=int(np.isnan(rank).sum()),
-                mean_size=float(size.mean()) if len(size) else 0., largest=int(size.max(initial=0)), rankings_with_ties=int((line.widest_tie > 1).sum()))
+                mean_size=float(size.mean()) if len(size) else 0., largest=int(size.max(initial=0)),
+                rankings_with_ties=int((line.widest_tie > 1).sum()))
 
 # %% ../nbs/01_strata.ipynb #cell-069
 def shuffle_ranks(
