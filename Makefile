@@ -1,0 +1,50 @@
+# `make help` says what there is. Everything happens in $(VENV); make one yourself first to choose Python or the build of torch.
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= 2.13.0
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.responserank
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lab bench docs lint lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
+
+setup: $(STAMP) ## install everything into $(VENV), once
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python tests/constraints.py requirements.lock > $(VENV)/constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c $(VENV)/constraints.txt -e '.[dev]'
+	touch $@
+
+run: setup ## train Bradley-Terry and rr_agree on the offline data, and print both
+	$(BIN)/papermill nbs/20_llm_train.ipynb runs/bt.ipynb -p method bt
+	$(BIN)/papermill nbs/20_llm_train.ipynb runs/rr_agree.ipynb -p method rr_agree
+	$(BIN)/responserank train bt rr_agree
+
+test: setup ## run the notebooks against the exported modules, then pytest
+	$(BIN)/python tests/notebooks.py
+	$(BIN)/python -m pytest
+
+lab: setup ## open the notebooks
+	$(BIN)/jupyter lab nbs
+
+bench: setup ## run the benchmarks (slow)
+	$(BIN)/uv pip install --python $(BIN)/python -c $(VENV)/constraints.txt -e '.[bench]'
+	for notebook in nbs/benchmarks/*.ipynb; do $(BIN)/papermill $$notebook runs/$$(basename $$notebook) || exit 1; done
+
+docs: setup ## render the site into _docs and check it
+	$(BIN)/python tests/docs.py
+
+lint: setup ## ruff on notebooks and tests
+	$(BIN)/ruff check nbs tests
+
+lock: setup ## resolve requirements.lock anew, with torch $(TORCH)
+	echo "torch==$(TORCH)" | UV_FIND_LINKS= $(BIN)/uv pip compile --universal --upgrade --no-header --no-annotate --python-version 3.11 \
+		--extra dev --extra rl --extra bench -c - -o requirements.lock pyproject.toml > /dev/null
+
+clean: ## remove what was rendered and cached (runs and $(VENV) stay)
+	rm -rf _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .coverage*
