@@ -8,7 +8,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
                   MPLBACKEND="agg")
 os.environ.pop("IN_TEST", None)  # set by a notebook runner; nbdev_export would do nothing
 
-import pytest  # noqa: E402
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
