@@ -376,16 +376,20 @@ def _take(folder, me): # path of the new claim; None: the scene changed meanwhil
     return path
 
 # %% ../nbs/04_runs.ipynb #cell-045
-def run_status(
-    folder: str | Path,
-) -> tuple[str, dict]: # finished, failed, interrupted, dry_run, running, dead, corrupt or empty; what is known of it
-    "Tell how a run stands."
-    folder = Path(folder)
+def _metrics(folder): # what metrics.json says; {} without one
     try:
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
         if not isinstance(metrics, dict) or metrics and "status" not in metrics:
             raise UserError(f"{folder / 'metrics.json'}: not the metrics of a run")
     except UserError as e: metrics = {"status": "corrupt", "error": str(e)}
+    return metrics
+
+def run_status(
+    folder: str | Path,
+) -> tuple[str, dict]: # finished, failed, interrupted, dry_run, running, dead, corrupt or empty; what is known of it
+    "Tell how a run stands."
+    folder = Path(folder)
+    metrics = _metrics(folder)
     if metrics.get("status") == "finished": return "finished", metrics
     claims = _claims(folder).values()
     if not claims: return metrics.get("status", "empty"), metrics
@@ -461,8 +465,10 @@ class Claim:
     def _end(self, metrics): # False if the claim was lost
         with undisturbed(), self._lock:
             if self.path is None or os.getpid() != self._pid: return False # ended before, or a forked child
-            held = {holder.get("token") for holder, _ in _claims(self.folder).values()} == {self.token}
-            if not held: self.path = None; self._stop.set(); return False
+            if _claims(self.folder).get(self.path.name, ({}, 0))[0].get("token") != self.token: # somebody thought us dead
+                self._stop.set()
+                self.path = None
+                return False
             write_json(self.folder / "metrics.json", metrics)
             (self.folder / "metrics.previous.json").unlink(missing_ok=True)
             self.release()
@@ -481,15 +487,12 @@ class Claim:
 def _warn(message): warnings.warn(message, stacklevel=3)
 
 def _usable(folder, redo): # the finished metrics that make a new run unnecessary
-    status, metrics = run_status(folder)
-    return metrics if status == "finished" and not redo else None
+    metrics = _metrics(folder)
+    return metrics if metrics.get("status") == "finished" and not redo else None
 
-def _clear(folder, redo): # what an earlier attempt left, once the claim is ours
-    status, _ = run_status(folder)
-    metrics = folder / "metrics.json"
-    try: corrupt = metrics.exists() and "status" not in read_json(metrics)
-    except UserError: corrupt = True
-    if corrupt:
+def _clear(folder): # put away what an earlier attempt left, once the claim is ours
+    status, metrics = _metrics(folder).get("status"), folder / "metrics.json"
+    if status == "corrupt":
         aside = folder / f"metrics.corrupt-{uuid.uuid4().hex[:8]}.json"
         os.replace(metrics, aside)
         _warn(f"{metrics} could not be read; kept as {aside.name}, the run is done again")
@@ -514,7 +517,7 @@ def claim_run(
         me["token"] = uuid.uuid4().hex
         if path := _take(folder, me):
             if finished := _usable(folder, redo): path.unlink(missing_ok=True); break
-            _clear(folder, redo)
+            _clear(folder)
             return Claim(folder, path, me["token"], facts=facts)
         time.sleep(np.random.default_rng().uniform(0, 0.01 * (attempt + 1)))
     else: raise UserError(f"{folder} could not be claimed: other workers keep trying; try again")
@@ -536,8 +539,10 @@ def undisturbed() -> typing.Iterator[None]:
     try: yield
     finally:
         _HELD["depth"] -= 1
-        number, _HELD["signal"] = _HELD["signal"], None
-        if number: raise Interrupted(f"stopped by {signal.Signals(number).name}")
+        number = None if _HELD["depth"] else _HELD["signal"]
+        if number:
+            _HELD["signal"] = None
+            raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 def _on_signal(number, frame):
     if _HELD["depth"]: _HELD["signal"] = number

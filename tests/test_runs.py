@@ -102,7 +102,8 @@ def test_overrides_read_as_declared(text, changes):
     ("epochs=2.5", "a whole number"), ("epochs=true", "a whole number"), ({"epochs": True}, "a whole number"),
     ("rate=fast", "rate='fast' should be a number"), ("rate=nan", "a finite number"), ("rate=inf", "a finite number"),
     ("flag=maybe", "true or false"), ("loss=rnk", "one of bt, rank (did you mean rank?)"), ("size=some", "whole number"),
-    ("cap=x", "a whole number or none"), ("noise=rand", "did you mean random"), ("epochs", "not of the form key=value"), ("=3", "key=value"),
+    ("cap=x", "a whole number or none"), ("noise=rand", "did you mean random"), ("epochs", "not of the form key=value"),
+    ("=3", "key=value"),
     ("epochs=2 epochs=3", "given twice"), ("{bad", "not JSON"), ("model='a", "overrides"), (3.5, "neither text"),
     ("rate=-1", "rate=-1.0 should be positive"),
     ({"model": 3}, "should be text"),
@@ -145,7 +146,8 @@ def test_group_ignores_what_is_no_identity():
     for key in ("seed", "fraction", "save_model", "dry_run", "out", "redo"):
         assert group_name("rr", settings | {key: 1}, "tiny", "h") == base
     assert group_name("rr", settings | {"noise": 0}, "tiny", "h") == base
-    others = [("rr", settings, "small", "h"), ("rr", settings, "tiny", "i"), ("bt", settings, "tiny", "h"), ("rr", settings, "tiny", "h", 0)]
+    others = [("rr", settings, "small", "h"), ("rr", settings, "tiny", "i"), ("bt", settings, "tiny", "h"),
+              ("rr", settings, "tiny", "h", 0)]
     assert len({base, *(group_name(*other) for other in others)}) == 5
     assert re.fullmatch(r"rr-[0-9a-f]{8}", base)
 
@@ -388,6 +390,13 @@ def test_who_lost_the_claim_may_not_write(tmp_path):
     assert read_json(tmp_path / "metrics.json")["x"] == "new"
 
 
+def test_a_passing_racers_claim_costs_no_result(tmp_path):
+    claim = claim_run(tmp_path)
+    dead_claim(tmp_path, 2, started=runs._process_start(os.getpid()))  # created by a slow worker about to withdraw it
+    claim.finish({"x": 1})
+    assert run_status(tmp_path) == ("finished", {"x": 1, "status": "finished"})
+
+
 def test_forked_child_cannot_end_the_parents_run(tmp_path):
     claim = claim_run(tmp_path)
     child = fork.Process(target=claim.interrupt)
@@ -580,7 +589,8 @@ def test_sigterm_to_the_kernel_interrupts(tmp_path):
 
 def test_collect_flattens_and_hides_nothing(tmp_path):
     with claim_run(run_folder(tmp_path, "bt-00000000", 1.0, 42), facts={"method": "bt", "settings": {"epochs": 2}}) as claim:
-        claim.finish({"fraction": 1.0, "seed": 42, "eval": {"accuracy": 0.7, "rewardbench_v2": {"math": 0.5}}, "data_report": [{"step": "draw"}]})
+        claim.finish({"fraction": 1.0, "seed": 42, "eval": {"accuracy": 0.7, "rewardbench_v2": {"math": 0.5}},
+                      "data_report": [{"step": "draw"}]})
     write_text(run_folder(tmp_path, "rr_agree-00000000", 0.1, 1) / "metrics.json", "{")
     dead_claim(run_folder(tmp_path, "rr_agree-00000000", 0.1, 2), place=["elsewhere", None, None])
     run_folder(tmp_path, "rr_agree-00000000", 0.1, 3).mkdir()
