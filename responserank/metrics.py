@@ -110,12 +110,14 @@ def _chosen(values, name: str = "choice") -> np.ndarray: # 1.0 where the first w
     x = _numbers(values, name)
     seen = set(np.unique(x).tolist())
     if not (seen <= {0, 1} or seen <= {-1, 1}):
-        raise ValueError(f"{name} must be True / False, 1 / 0 or +1 / -1 (first / second item); found {', '.join(f'{v:g}' for v in sorted(seen)[:5])}")
+        found = ", ".join(f"{v:g}" for v in sorted(seen)[:5])
+        raise ValueError(f"{name} must be True / False, 1 / 0 or +1 / -1 (first / second item); found {found}")
     return (x > 0).astype(float)
 
-def _bin(probability: np.ndarray, bins: int) -> np.ndarray: # int, same shape; a NaN goes to bin 0 and makes the result NaN
+def _bin(probability: np.ndarray, bins: int) -> np.ndarray: # int, same shape; NaN goes to bin 0
     "Number the equal-width bins of [0, 1]."
-    if (probability < 0).any() or (probability > 1).any(): raise ValueError("probability must lie in [0, 1]; for a difference d it is 1 / (1 + exp(-d))")
+    if (probability < 0).any() or (probability > 1).any():
+        raise ValueError("probability must lie in [0, 1]; for a difference d it is 1 / (1 + exp(-d))")
     return np.minimum(np.nan_to_num(probability) * bins, bins - 1).astype(int)
 
 # %% ../nbs/02_metrics.ipynb #cell-035
