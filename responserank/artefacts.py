@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .figures import bars, boxes, curves, histogram, intervals, method_style, panels, qq, reference_line, save_figure, size
+from .figures import bars, boxes, curves, heat, histogram, intervals, method_style, panels, qq, reference_line, save_figure, size
 from .statistics import summarise
 from .runs import check_name, write_csv, write_text
 
@@ -93,10 +93,13 @@ def _dots(rows, ax, labels, order):
                     elinewidth=1, label=labels.get(name, name))
     return ax
 
+def _heat(rows, ax, labels, order):
+    return heat(rows.pivot(index="row", columns="x", values="y"), low=0, high=1, ax=ax)
+
 def _qq(rows, ax, labels, order): return qq(rows, "x", "y", "lo", "hi", ax=ax)
 
 DRAWN = {"curves": _curves, "bars": _bars, "boxes": _boxes, "histogram": _histogram, "intervals": _intervals, "forest": _forest,
-         "dots": _dots, "qq": _qq}
+         "dots": _dots, "heat": _heat, "qq": _qq}
 SIDEWAYS = ("intervals", "forest") # forms whose values lie along the x axis
 
 # %% ../nbs/07_artefacts.ipynb #cell-018
