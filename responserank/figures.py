@@ -69,6 +69,8 @@ FAMILIES = { # first member of a family → hue, marker, line
     "rr_rt": ("vermilion", "X", "-"), "rr_rt_annostrat_spread2": ("vermilion", "X", "-"), "rt_regression": ("vermilion", "^", "-"),
     "rr_randrank": ("purple", "P", "-"), "rr_randrank_randsize2": ("purple", "P", "-"), "rr_perm": ("purple", "P", "--"),
     "rr_pooled": ("sky", "v", "-"),
+    "factuality": ("blue", "o", "-"), "focus": ("orange", "s", "-"), "math": ("green", "v", "-"), # categories of RewardBench 2
+    "precise instructions": ("purple", "P", "-"), "safety": ("vermilion", "^", "-"), "ties": ("sky", "X", "--"),
     "chosen": ("blue", "o", "-"), "rejected": ("orange", "s", "--"), "train": ("charcoal", "o", "-"), "test": ("blue", "D", "-"),
 }
 
@@ -282,8 +284,9 @@ def intervals(
 ) -> Axes:
     "Draw estimates and intervals, one per line."
     ax, names, groups = _axes(ax), list(table[y].unique()), _groups(table, by)
+    crowded = table[y].duplicated().any() # several estimates to a line: side by side
     for i, (name, rows) in enumerate(groups):
-        place = np.array([names.index(n) for n in rows[y]]) + 0.5 * ((i + 0.5) / len(groups) - 0.5)
+        place = np.array([names.index(n) for n in rows[y]]) + crowded * 0.5 * ((i + 0.5) / len(groups) - 0.5)
         ax.errorbar(rows[x], place, xerr=_errors(rows, x, lo, hi), fmt="none", ecolor=_look(name, "color")["color"], elinewidth=1.2)
         ax.plot(rows[x], place, linestyle="none", label=_label(name, labels), **_look(name, "color", "marker"))
     if null is not None: ax.axvline(null, color="#888888", linewidth=0.8, zorder=0)
