@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from tqdm.std import tqdm
 
 # %% ../nbs/04_runs.ipynb #cell-005
@@ -318,10 +319,10 @@ def _process_start(pid): # None where no such process runs; a zombie doesn't
     return None if fields[0] in "ZX" else fields[19]
 
 def _place(): # processes with the same place can see each other
-    def read(path, how):
-        with contextlib.suppress(OSError): return how(path)
-    boot = read("/proc/sys/kernel/random/boot_id", lambda p: Path(p).read_text().strip())
-    return [socket.gethostname(), boot, read("/proc/self/ns/pid", os.readlink)]
+    boot = space = None # this start of the machine and, in containers, the space of process numbers: known on Linux
+    with contextlib.suppress(OSError):
+        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+    return [socket.gethostname(), boot, space]
 
 def _alive(pid, started):
     if Path("/proc/self/stat").exists(): return started is not None and _process_start(pid) == started
@@ -399,12 +400,9 @@ def run_status(
 # %% ../nbs/04_runs.ipynb #cell-047
 @contextlib.contextmanager
 def _parent_watch(parent): # lends a function that waits, a quarter of a second at most, and tells if the parent has ended
-    def look(seconds):
-        time.sleep(min(seconds, 0.25))
-        return os.getppid() != parent
     try: handle = os.pidfd_open(parent)
     except (AttributeError, OSError):
-        yield look
+        yield lambda seconds: time.sleep(min(seconds, 0.25)) or os.getppid() != parent
         return
     watched = select.poll()
     watched.register(handle, select.POLLIN)
@@ -437,53 +435,63 @@ class Claim:
         elif isinstance(error, KeyboardInterrupt): self.interrupt(one_line(error))
         else: self.fail(error)
 
-    def finish(self, metrics: dict, status: str = "finished") -> None:
-        "Write metrics.json and give the claim back."
-        if not self._end({**self.facts, **metrics, "status": status}):
-            raise UserError(f"{self.folder}: the claim was lost (another worker took the run over), nothing is written")
+# %% ../nbs/04_runs.ipynb #cell-050
+@patch
+def release(self: Claim) -> None:
+    "Give the claim back and write nothing."
+    self._stop.set()
+    if self.path: self.path.unlink(missing_ok=True)
+    self.path = None
 
-    def fail(self, error: BaseException | str) -> None:
-        "Record that the run failed, with the error in one line."
-        self._last_words("failed", one_line(error) if isinstance(error, BaseException) else str(error))
+@patch
+def _end(self: Claim, metrics): # False if the claim was lost
+    with undisturbed(), self._lock:
+        if self.path is None or os.getpid() != self._pid: return False # ended before, or a forked child
+        if _claims(self.folder).get(self.path.name, ({}, 0))[0].get("token") != self.token: # somebody thought us dead
+            self._stop.set()
+            self.path = None
+            return False
+        write_json(self.folder / "metrics.json", metrics)
+        (self.folder / "metrics.previous.json").unlink(missing_ok=True)
+        self.release()
+        return True
 
-    def interrupt(self, error: str = "interrupted") -> None:
-        "Record that the run was stopped."
-        self._last_words("interrupted", error)
+# %% ../nbs/04_runs.ipynb #cell-051
+@patch
+def finish(self: Claim, metrics: dict, status: str = "finished") -> None:
+    "Write metrics.json and give the claim back."
+    if not self._end({**self.facts, **metrics, "status": status}):
+        raise UserError(f"{self.folder}: the claim was lost (another worker took the run over), nothing is written")
 
-    def _last_words(self, status, error):
-        try: self._end({**self.facts, "status": status, "error": error})
-        except OSError as e: # a full disk: the folder holds no result, which is true
-            self.release()
-            _warn(f"{self.folder}: could not write that the run {status} ({e.strerror})")
+@patch
+def _last_words(self: Claim, status, error):
+    try: self._end({**self.facts, "status": status, "error": error})
+    except OSError as e: # a full disk: the folder holds no result, which is true
+        self.release()
+        _warn(f"{self.folder}: could not write that the run {status} ({e.strerror})")
 
-    def release(self) -> None:
-        "Give the claim back and write nothing."
-        self._stop.set()
-        if self.path: self.path.unlink(missing_ok=True)
-        self.path = None
+@patch
+def fail(self: Claim, error: BaseException | str) -> None:
+    "Record that the run failed, with the error in one line."
+    self._last_words("failed", one_line(error) if isinstance(error, BaseException) else str(error))
 
-    def _end(self, metrics): # False if the claim was lost
-        with undisturbed(), self._lock:
-            if self.path is None or os.getpid() != self._pid: return False # ended before, or a forked child
-            if _claims(self.folder).get(self.path.name, ({}, 0))[0].get("token") != self.token: # somebody thought us dead
-                self._stop.set()
-                self.path = None
-                return False
-            write_json(self.folder / "metrics.json", metrics)
-            (self.folder / "metrics.previous.json").unlink(missing_ok=True)
-            self.release()
-            return True
+@patch
+def interrupt(self: Claim, error: str = "interrupted") -> None:
+    "Record that the run was stopped."
+    self._last_words("interrupted", error)
 
-    def _beat(self):
-        last, path = time.monotonic(), self.path
-        with _parent_watch(self._parent) if self._parent else contextlib.nullcontext(self._stop.wait) as wait:
-            while path and not self._stop.is_set():
-                if wait(BEAT) and not self._stop.is_set(): return self.interrupt("the parent process ended")
-                if time.monotonic() - last < BEAT: continue
-                last = time.monotonic()
-                with contextlib.suppress(OSError): os.utime(path)
+# %% ../nbs/04_runs.ipynb #cell-052
+@patch
+def _beat(self: Claim): # the heartbeat's thread
+    last, path = time.monotonic(), self.path
+    with _parent_watch(self._parent) if self._parent else contextlib.nullcontext(self._stop.wait) as wait:
+        while path and not self._stop.is_set():
+            if wait(BEAT) and not self._stop.is_set(): return self.interrupt("the parent process ended")
+            if time.monotonic() - last < BEAT: continue
+            last = time.monotonic()
+            with contextlib.suppress(OSError): os.utime(path)
 
-# %% ../nbs/04_runs.ipynb #cell-049
+# %% ../nbs/04_runs.ipynb #cell-053
 def _warn(message): warnings.warn(message, stacklevel=3)
 
 def _usable(folder, redo): # the finished metrics that make a new run unnecessary
@@ -502,6 +510,7 @@ def _clear(folder): # put away what an earlier attempt left, once the claim is o
         with contextlib.suppress(OSError):
             if time.time() - draft.stat().st_mtime > EXPIRY: draft.unlink()
 
+# %% ../nbs/04_runs.ipynb #cell-054
 def claim_run(
     folder: str | Path,
     redo: bool = False, # claim it even if it is finished
@@ -526,7 +535,7 @@ def claim_run(
         _warn(f"{folder} was finished under commit {then[:8]}, the code is at {now[:8]} now; redo=True does it again")
     return Claim(folder, finished=finished)
 
-# %% ../nbs/04_runs.ipynb #cell-051
+# %% ../nbs/04_runs.ipynb #cell-056
 _HELD = {"depth": 0, "signal": None} # signals that arrive while the depth is above 0 wait
 
 @contextlib.contextmanager
@@ -559,7 +568,7 @@ def _die_with_parent(on):
     ctypes.CDLL(None).prctl(1, int(signal.SIGTERM) if on else 0)
     if on and parent and os.getppid() != parent and _process_start(parent) is None: raise Interrupted("the parent process ended")
 
-# %% ../nbs/04_runs.ipynb #cell-052
+# %% ../nbs/04_runs.ipynb #cell-057
 @contextlib.contextmanager
 def interruptible(
     with_parent: bool | None = None, # on Linux: stop also when the parent process dies; None: in a Jupyter kernel
@@ -577,7 +586,7 @@ def interruptible(
         if with_parent: _die_with_parent(False)
         for s, handler in old.items(): signal.signal(s, handler if handler is not None else signal.SIG_DFL)
 
-# %% ../nbs/04_runs.ipynb #cell-056
+# %% ../nbs/04_runs.ipynb #cell-061
 def flatten(nested: dict, prefix: str = "") -> dict: # lists are left out
     "Join the keys of nested dicts with dots."
     flat = {}
@@ -608,7 +617,7 @@ def collect_runs(
     rows = pd.DataFrame([_row(folder, root) for folder in sorted(folders)])
     return rows.reindex(columns=[*first, *(c for c in rows.columns if c not in first)])
 
-# %% ../nbs/04_runs.ipynb #cell-060
+# %% ../nbs/04_runs.ipynb #cell-065
 def progress(
     iterable: typing.Iterable | None = None,
     total: int | None = None,
