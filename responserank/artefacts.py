@@ -94,7 +94,7 @@ def _dots(rows, ax, labels, order):
     return ax
 
 def _heat(rows, ax, labels, order):
-    return heat(rows.pivot(index="row", columns="x", values="y"), low=0, high=1, ax=ax)
+    return heat(rows.pivot(index="row", columns="x", values="y").rename_axis(index=None, columns=None), low=0, high=1, ax=ax)
 
 def _qq(rows, ax, labels, order): return qq(rows, "x", "y", "lo", "hi", ax=ax)
 
