@@ -6,9 +6,10 @@
 __all__ = ['LEARNERS', 'Slope', 'LONG', 'Learner', 'Training', 'Lessons', 'chosen_first', 'lessons', 'training_rows',
            'in_company', 'learner_loss', 'initial_weights', 'to_network', 'one_thread', 'fit', 'design', 'differences',
            'bt_slope', 'regression_slope', 'tail_matrix', 'ranking_slope', 'loss_slopes', 'Best', 'fit_ensemble',
-           'fit_rngs', 'Fitted', 'fit_many', 'fit_plain', 'measure', 'fit_chunk']
+           'fit_rngs', 'Fitted', 'fit_many', 'measure', 'fit_plain', 'fit_chunk', 'begin_worker']
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-002
+import multiprocessing, os, threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..metrics import pearson_distance_correlation
+from ..metrics import accuracy, pearson, pearson_distance_correlation
 from ..rankings import Arrangement, arrange, bradley_terry_loss, line_terms, ranking_loss
 from ..runs import UserError, check_name, rng
 from ..strata import rankings
-from .data import DATASETS, Trials, World, make_trials
+from .data import DATASETS, Trials, World, confusion, kendall_tau, make_trials
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-005
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def training_rows(
     world: World,
 ) -> int: # at least 2
     "Return how many comparisons a training size stands for."
-    n = int(world.train * size + 1e-9)
-    if not 0 < size <= 1 or n < 2:
+    n = int(world.train * size + 1e-9) if 0 < size <= 1 else 0
+    if n < 2:
         raise UserError(f"size {size:g} of {world.train} training comparisons: sizes lie in (0, 1] and leave at least 2 comparisons")
     return n
 
@@ -232,11 +233,11 @@ def ranking_slope(
         raise UserError("no ranking has two comparisons, so there is nothing to rank; use a larger size or fewer strata")
     w = part.to(dtype) / part.sum(-1, keepdim=True)
     if rank.shape[-1] >= LONG: return _scan_slope(line, w)
-    after = tail_matrix(line).to(dtype)
+    after, tiny = tail_matrix(line).to(dtype), torch.finfo(dtype).tiny
     def slope(d):
         top = d.amax(-1, keepdim=True).clamp_(min=0)
         e = (d - top).exp_()
-        tail = (after * e[:, None]).sum(-1) + (-top).exp()
+        tail = ((after * e[:, None]).sum(-1) + (-top).exp()).clamp_(min=tiny)
         pull = e * (after * (w / tail)[:, :, None]).sum(1) - w
         return (w * (tail.log_() + top - d)).sum(-1), pull
     return slope
@@ -361,6 +362,16 @@ def fit_many(
     return Fitted(data, names, n, weights)
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-048
+def measure(
+    true: np.ndarray, # (trials, n) true differences, chosen minus rejected
+    predicted: np.ndarray, # (learners, trials, n)
+) -> dict[str, np.ndarray]: # measure → (learners · trials,)
+    "Compute the study's measures of all members."
+    true, predicted = np.tile(true, (len(predicted), 1)), predicted.reshape(-1, predicted.shape[-1])
+    return {"accuracy": accuracy(np.ones_like(true), predicted), "pdc": pearson_distance_correlation(true, predicted),
+            "true_accuracy": accuracy(true, predicted), "correlation": pearson(true, predicted)}
+
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-051
 def fit_plain(
     data: Trials,
     rngs: Mapping[str, list[np.random.Generator]], # learner → a generator for each trial
@@ -380,21 +391,7 @@ def fit_plain(
             weights.append(F.pad(torch.cat([w.T, b[None], v, F.pad(c[None], (0, training.hidden - 1))]), (0, 0, 0, start.shape[1] - features - 3)))
     return Fitted(data, names, n, torch.stack(weights))
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-057
-def measure(
-    true: np.ndarray, # (trials, n) true differences, chosen minus rejected
-    predicted: np.ndarray, # (learners, trials, n)
-) -> dict[str, np.ndarray]: # measure → (learners, trials)
-    "Compute the study's measures of all members."
-    right, sign = predicted > 0, true > 0
-    centred = lambda x: x - x.mean(-1, keepdims=True)
-    def pearson(a, b):
-        a, b = centred(a), centred(b)
-        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    p = predicted.astype(np.float64)
-    return {"accuracy": right.mean(-1), "pdc": pearson(np.abs(true), np.abs(p)),
-            "true_accuracy": (right == sign).mean(-1), "correlation": pearson(true * np.ones_like(p), p)}
-
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-060
 def fit_chunk(
     dataset: str,
     trials: Iterable[int],
@@ -403,15 +400,25 @@ def fit_chunk(
     seed: int = 42,
     world: World | None = None, # other settings than the data set's own
     training: Training = Training(),
-) -> pd.DataFrame: # a row per fit: dataset, learner, size, trial and measures
+) -> pd.DataFrame: # a row per fit: dataset, learner, size, trial, the measures, and the trial's τ and confusion
     "Fit and measure some learners on some trials at some sizes."
     own = learners if isinstance(learners, Mapping) else {k: LEARNERS[check_name(k, LEARNERS, "learner")] for k in learners}
     world, trials, frames = world or World(**DATASETS[dataset]), list(trials), []
     data = make_trials(dataset, trials, seed, world)
     for size in sizes:
         gens = {name: fit_rngs(dataset, trials, name, size, seed) for name in own}
-        fitted = fit_many(data, gens, training_rows(size, world), own, training)
-        found = measure(data.chosen_diff[:, world.train:], fitted.predict(world.train))
+        try: fitted = fit_many(data, gens, training_rows(size, world), own, training)
+        except UserError as e: raise UserError(f"data set {dataset}, size {size:g}, among trials {trials[0]} to {trials[-1]}: {e}") from None
         index = pd.MultiIndex.from_product([[dataset], fitted.learners, [size], trials], names=["dataset", "learner", "size", "trial"])
-        frames.append(pd.DataFrame({k: v.ravel() for k, v in found.items()}, index=index).reset_index())
-    return pd.concat(frames, ignore_index=True)
+        frames.append(pd.DataFrame(measure(data.chosen_diff[:, world.train:], fitted.predict(world.train)), index=index).reset_index())
+    about = confusion(data, world.train).assign(trial=trials, kendall_tau=kendall_tau(data, world.train))
+    return pd.concat(frames, ignore_index=True).merge(about, on="trial", how="left")
+
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-064
+def begin_worker() -> None:
+    "Prepare a worker process: one thread, and no life after its parent."
+    torch.set_num_threads(1)
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=follow, daemon=True).start()

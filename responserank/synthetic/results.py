@@ -101,15 +101,15 @@ def fit_curves(
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-009
 _CLAIMS = {
-    "": {"accuracy": "Where strata differ in speed, ResponseRank agrees with choices most often, and learners that trust the times themselves least.",
-         "pdc": "Where strata differ in speed, ResponseRank learns strength best; regression on times learns little of it, pooling the strata loses the gain."},
+    "": {"accuracy": "Where strata differ in speed, ResponseRank agrees with choices most often; pooling the strata, or trusting the times themselves, is worse than ignoring them.",
+         "pdc": "Where strata differ in speed, ResponseRank learns strength best; pooling the strata, or trusting the times themselves, is worse than ignoring them."},
     "_no_variability": {"accuracy": "Where all strata are equally fast, regression on times is first in the deterministic and stochastic data, and ResponseRank in drift diffusion.",
                         "pdc": "Where all strata are equally fast, regression on times learns strength best, except in drift diffusion, where its model of times is wrong."}}
 _AXIS = {"accuracy": {"ylabel": "choice accuracy, per cent", "percent": 0}, "pdc": {"ylabel": "Pearson distance correlation"}}
 
 BOXES = [Artefact(f"synthetic_{m}_boxes{g}", claim, fit_boxes, {"measure": m, "datasets": GROUPS[g]}, "boxes",
                   _AXIS[m] | {"labels": LABELS, "height": 2.3, "legend_rows": 1, "columns": 1}) for g, claims in _CLAIMS.items() for m, claim in claims.items()]
-CURVES = [Artefact(f"synthetic_{m}_size{g}", claim + " More data changes the distances, not the order.", fit_curves, {"measure": m, "datasets": GROUPS[g]}, "curves",
+CURVES = [Artefact(f"synthetic_{m}_size{g}", claim + " So it is at every size.", fit_curves, {"measure": m, "datasets": GROUPS[g]}, "curves",
                    _AXIS[m] | {"xlabel": "share of the 50 training comparisons, per cent", "percent_x": 0, "labels": LABELS, "height": 1.9})
           for g, claims in _CLAIMS.items() for m, claim in claims.items()]
 
@@ -186,8 +186,9 @@ def pooled_tests(
     return pooled
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-022
-_P = lambda p: format_p(p).removeprefix("= ")
-_SHEET = {"formats": {"measure": MEASURES.get, "dataset": TITLES.get, "first": LABELS.get, "second": LABELS.get, "difference": "+.3f", "effect": "+.2f", "p": _P, "p_holm": _P}}
+def _p(p): return format_p(p).removeprefix("= ")
+
+_SHEET = {"formats": {"measure": MEASURES.get, "dataset": TITLES.get, "first": LABELS.get, "second": LABELS.get, "difference": "+.3f", "effect": "+.2f", "p": _p, "p_holm": _p}}
 SIGNIFICANCE = [a for g in GROUPS for a in (
     Artefact(f"significance{g}", f"Wilcoxon's signed-rank tests between learners, {_WITH[g]} variability: pooled over sizes as published, and the arrows of the six sizes after Holm's correction. The published arrows for PDC point the other way, wrongly.",
              pooled_tests, {"datasets": GROUPS[g]}, "sheet", _SHEET),
@@ -219,7 +220,7 @@ def confusion_points(fits: Fits, datasets: list[str]) -> pd.DataFrame: # a cell 
     return points
 
 DATA = [a for g in GROUPS for a in (
-    Artefact(f"synthetic_kendall{g}", "Speed says " + ("little about strength where strata differ in speed: over all strata together it may even mislead." if not g else "much about strength where strata are equally fast."),
+    Artefact(f"synthetic_kendall{g}", "Over all strata together, speed says " + ("little about strength where strata differ in how fast they are." if not g else "much about strength where strata are equally fast, and everything in the deterministic data."),
              kendall_points, {"datasets": GROUPS[g]}, "histogram", {"xlabel": "Kendall's τ of strength and speed", "ylabel": "trials", "legend_rows": 0, "share": "both"}),
     Artefact(f"synthetic_confusion{g}", "How often the better item is chosen: always in the deterministic data, usually in the stochastic and drift-diffusion data.",
              confusion_points, {"datasets": GROUPS[g]}, "heat", {"xlabel": "chosen", "ylabel": "truly preferred", "legend_rows": 0, "share": "both", "height": 1.5}))]

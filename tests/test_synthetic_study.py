@@ -1,0 +1,196 @@
+"""The study's bookkeeping: parameters, chunks, resuming, what is written and what is never written over."""
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from responserank.runs import UserError
+from responserank.synthetic import study as module
+from responserank.synthetic.data import DATASETS
+from responserank.synthetic.learners import LEARNERS, fit_chunk
+from responserank.synthetic.study import MINI, SIZES, Study, chunks, part_file, parts_folder, read_study, run_study, summarise
+
+SMALL = dict(datasets="stochastic,drift_diffusion", learners="bt,rr", trials=5, sizes="0.5,1.0", seed=3)
+FILES = ("trials.csv.gz", "summary.csv", "kendall.csv", "confusion.csv")
+
+
+def contents(folder): return {name: (folder / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return run_study(**SMALL, out=out, workers=1), out
+
+
+def test_tables(whole):
+    result, out = whole
+    assert len(result.fits) == 2 * 2 * 2 * 5 and not result.fits.isna().any().any()
+    assert list(result.fits)[:6] == ["dataset", "learner", "size", "trial", "accuracy", "pdc"]
+    assert not (out / ".parts").exists()
+    assert (result.summary["count"] == 5).all() and len(result.kendall) == len(result.confusion) == 10
+    cell = result.fits.query("dataset == 'stochastic' and learner == 'rr' and size == 1.0").pdc
+    row = result.summary.query("dataset == 'stochastic' and learner == 'rr' and size == 1.0 and metric == 'pdc'").squeeze()
+    assert np.allclose([row["mean"], row["std"]], [cell.mean(), cell.std(ddof=1)]) and np.isclose(row.ci95, cell.sem() * 2.7764451)
+    about = json.loads((out / "study.json").read_text())
+    assert about["study"]["seed"] == 3 and about["fits"] == 40 and "torch" in about["versions"]
+
+
+def test_chunks_and_workers_change_nothing(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "chunks", lambda study, members=60: chunks(study, members=4))
+    result = run_study(**SMALL, out=tmp_path, workers=2)
+    pd.testing.assert_frame_equal(result.fits, whole[0].fits, check_exact=True)
+    assert contents(tmp_path) == contents(whole[1])
+
+
+def test_a_subset_equals_those_rows(whole, tmp_path):
+    part = run_study("drift_diffusion", ["rr"], 3, 1.0, 3, tmp_path, workers=1).fits
+    full = whole[0].fits.query("dataset == 'drift_diffusion' and learner == 'rr' and size == 1.0 and trial < 3").reset_index(drop=True)
+    pd.testing.assert_frame_equal(part, full, check_exact=True)
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    settings = dict(datasets=["stochastic", "drift_diffusion"], learners=["bt"], trials=70, sizes=[.5], seed=3)
+    code = f"from responserank.synthetic.study import run_study; run_study(**{settings!r}, out={str(tmp_path / 'a')!r}, workers=1)"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    parts, deadline = tmp_path / "a/.parts", time.monotonic() + 120
+    while child.poll() is None and not list(parts.glob("*/[!.]*.csv")) and time.monotonic() < deadline: time.sleep(.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    done = list(parts.glob("*/[!.]*.csv"))
+    assert child.returncode == -signal.SIGKILL and 0 < len(done) < 4 and not (tmp_path / "a/trials.csv.gz").exists()
+    done[0].with_name("stochastic-99-99.csv").write_text("half a fi")  # rubbish beside the parts is no part
+    seen = []
+    original = module.fit_chunk
+    module.fit_chunk = lambda **job: seen.append(job["trials"][0]) or original(**job)
+    try: run_study(**settings, out=tmp_path / "a", workers=1)
+    finally: module.fit_chunk = original
+    assert len(seen) == 4 - len(done)  # the finished chunks were not computed again
+    run_study(**settings, out=tmp_path / "b", workers=1)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_broken_part_is_computed_again(whole, tmp_path):
+    study = read_study(**SMALL)
+    for i, job in enumerate(chunks(study)):
+        path = part_file(parts_folder(study, tmp_path), job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("" if i else "\0\0")
+    run_study(**SMALL, out=tmp_path, workers=1)
+    assert contents(tmp_path) == contents(whole[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_workers_end_with_their_parent(tmp_path):
+    code = f"if __name__ == '__main__':\n from responserank.synthetic.study import run_study\n run_study('stochastic', 'bt', 4000, out={str(tmp_path)!r}, workers=2)"
+    (tmp_path / "script.py").write_text(code)
+    child = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stderr=subprocess.DEVNULL)
+    children = lambda: [int(p) for p in open(f"/proc/{child.pid}/task/{child.pid}/children").read().split()]
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / ".parts").glob("*/[!.]*.csv")) and time.monotonic() < deadline: time.sleep(.1)
+    workers = children()
+    assert len(workers) >= 2
+    child.kill()
+    child.wait()
+    def runs(p):
+        try: return open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError: return False
+    while any(map(runs, workers)) and time.monotonic() < deadline + 30: time.sleep(.1)
+    assert not any(map(runs, workers))
+
+
+def test_finished_studies_are_read_and_others_not_written_over(whole):
+    result, out = whole
+    before = contents(out)
+    again = run_study(**SMALL, out=out)
+    for a, b in zip(again[:4], result[:4]): pd.testing.assert_frame_equal(a, b, check_exact=True)
+    fewer = run_study("stochastic", "rr", 2, "0.5", 3, out)
+    assert len(fewer.fits) == 2 and (fewer.summary["count"] == 2).all()
+    for other in (dict(SMALL, seed=4), dict(SMALL, trials=6), dict(SMALL, learners="all"), dict(SMALL, sizes="0.6")):
+        with pytest.raises(UserError, match="holds another study"): run_study(**other, out=out)
+    assert contents(out) == before
+
+
+def test_redo_and_keep(tmp_path):
+    run_study("stochastic", "bt", 3, 1.0, 1, tmp_path, workers=1)
+    result = run_study("stochastic", "bt", 4, 1.0, 2, tmp_path, workers=1, keep=2, redo=True)
+    assert result.about["kept"] == 2 and set(result.fits.trial) == {0, 1} and (result.summary["count"] == 4).all()
+    with pytest.raises(UserError, match="holds another study"): run_study("stochastic", "bt", 4, 1.0, 2, tmp_path)
+    assert len(run_study("stochastic", "bt", 2, 1.0, 2, tmp_path).fits) == 2
+
+
+def test_parameters_from_text_and_lists():
+    full = read_study()
+    assert full == Study(tuple(DATASETS), tuple(LEARNERS), 100, SIZES, 42) == read_study("all", ["all"], "100", "0.5,0.6,0.7,0.8,0.9,1.0", "42")
+    assert read_study(sizes=.7).sizes == (.7,) and read_study(**MINI).trials == 2 and MINI["sizes"] == (.5, 1.0)
+    assert read_study("stochastic, drift_diffusion").datasets == ("stochastic", "drift_diffusion")
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(datasets="stochastik"), "unknown data set 'stochastik'; did you mean stochastic"),
+    (dict(datasets=""), "no data set given"),
+    (dict(learners="bt,rrr"), "unknown learner 'rrr'"),
+    (dict(trials=0), "trials must be a whole number of at least 1, not 0"),
+    (dict(trials=-3), "trials must be a whole number of at least 1, not -3"),
+    (dict(trials=1.5), "trials must be a whole number"),
+    (dict(trials="many"), "trials must be a whole number"),
+    (dict(seed=-1), "seed must be a whole number of at least 0"),
+    (dict(sizes="0"), "size 0 of 50 training comparisons"),
+    (dict(sizes="-0.5,1"), "size -0.5 of 50"),
+    (dict(sizes="0.5,1.01"), "size 1.01 of 50"),
+    (dict(sizes="nan"), "size nan of 50"),
+    (dict(sizes="0.03"), "leave at least 2 comparisons"),
+    (dict(sizes="half"), "sizes must be numbers"),
+    (dict(sizes=""), "no sizes given"),
+    (dict(workers=0), "workers must be a whole number of at least 1"),
+    (dict(keep=0), "keep must be a whole number of at least 1"),
+])
+def test_bad_parameters_are_one_line_and_write_nothing(wrong, says, tmp_path):
+    with pytest.raises(UserError) as e: run_study(**dict(dict(trials=1), **wrong), out=tmp_path / "new")
+    assert says in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "new").exists()
+
+
+def test_unwritable_outputs(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for out in (tmp_path / "file", tmp_path / "file/below", "/proc/nowhere"):
+        with pytest.raises(UserError, match="cannot write there"): run_study("stochastic", "bt", 1, 1.0, out=out)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_unlucky_trial_is_named(tmp_path):
+    with pytest.raises(UserError, match="data set stochastic, size 0.04.*no ranking has two comparisons"):
+        run_study("stochastic", "rr", 10, .04, out=tmp_path, workers=1)
+    assert not (tmp_path / "trials.csv.gz").exists()
+
+
+def test_summary_of_one_trial_has_no_spread():
+    table = summarise(fit_chunk("stochastic", [0], ["bt"]))
+    assert table["std"].isna().all() and table["ci95"].isna().all() and (table["count"] == 1).all()
+
+
+def test_the_front_door_has_its_parameters(root):
+    nb = nbformat.read(root / "nbs/12_synthetic_study.ipynb", 4)
+    tagged = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert {line.split(" =")[0] for line in tagged[0].source.splitlines()} >= {"datasets", "learners", "trials", "sizes", "seed", "out"}
+
+
+def test_papermill_passes_parameters(root, tmp_path):
+    papermill = pytest.importorskip("papermill")
+    papermill.execute_notebook(str(root / "nbs/12_synthetic_study.ipynb"), str(tmp_path / "out.ipynb"), kernel_name="python3", progress_bar=False,
+                               parameters=dict(datasets="stochastic", learners="bt,rr", trials=2, sizes="1.0", out=str(tmp_path / "s")))
+    assert len(pd.read_csv(tmp_path / "s/trials.csv.gz")) == 4
+
+
+def test_own_numbers_agree_with_the_published_ones(shared, root):
+    if not (root / "results/synthetic/summary.csv").exists(): pytest.skip("no results of our own yet")
+    ours, theirs = pd.read_csv(root / "results/synthetic/summary.csv"), pd.read_csv(shared / "reference/synthetic_summary.csv")
+    both = ours.merge(theirs, on=["dataset", "learner", "size", "metric"], suffixes=("", "_published"))
+    t = (both["mean"] - both["mean_published"]) / np.sqrt(both["std"]**2 / both["count"] + both["std_published"]**2 / both["count_published"])
+    assert len(both) == 432 and np.abs(t).max() <= 4.5 and (np.abs(t) > 1.96).mean() <= .15
