@@ -93,15 +93,14 @@ def test_workers_end_with_their_parent(tmp_path):
     child = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stderr=subprocess.DEVNULL)
     children = lambda: [int(p) for p in open(f"/proc/{child.pid}/task/{child.pid}/children").read().split()]
     deadline = time.monotonic() + 90
-    while not list((tmp_path / ".parts").glob("*/[!.]*.csv")) and time.monotonic() < deadline: time.sleep(.1)
-    workers = children()
-    assert len(workers) >= 2
+    while len(workers := children()) < 3 and child.poll() is None and time.monotonic() < deadline: time.sleep(.1)
+    assert len(workers) >= 3  # two, and the tracker that Python adds
     child.kill()
     child.wait()
     def runs(p):
         try: return open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
         except OSError: return False
-    while any(map(runs, workers)) and time.monotonic() < deadline + 30: time.sleep(.1)
+    while any(map(runs, workers)) and time.monotonic() < deadline + 60: time.sleep(.1)
     assert not any(map(runs, workers))
 
 
