@@ -203,7 +203,7 @@ def regression_slope(
     target: Tensor, # (fits, n)
 ) -> Slope:
     "Prepare the squared error."
-    def slope(d):
+    def slope(d: Tensor) -> tuple[Tensor, Tensor]:
         e = d - target
         return (e * e).mean(-1), e * (2 / d.shape[-1])
     return slope
@@ -221,6 +221,7 @@ def tail_matrix(
     start = place if line.lead is None else line.lead.gather(-1, place)
     return (number[:, :, None] == number[:, None, :]) & (place[:, None, :] >= start[:, :, None])
 
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-036
 def ranking_slope(
     rank: np.ndarray, # (fits, n)
     ranking: np.ndarray, # (fits, n)
@@ -234,7 +235,7 @@ def ranking_slope(
     w = part.to(dtype) / part.sum(-1, keepdim=True)
     if rank.shape[-1] >= LONG: return _scan_slope(line, w)
     after, tiny = tail_matrix(line).to(dtype), torch.finfo(dtype).tiny
-    def slope(d):
+    def slope(d: Tensor) -> tuple[Tensor, Tensor]:
         top = d.amax(-1, keepdim=True).clamp_(min=0)
         e = (d - top).exp_()
         tail = ((after * e[:, None]).sum(-1) + (-top).exp()).clamp_(min=tiny)
@@ -244,14 +245,14 @@ def ranking_slope(
 
 def _scan_slope(line: Arrangement, w: Tensor) -> Slope:
     at = w.gather(-1, line.order)
-    def slope(d):
+    def slope(d: Tensor) -> tuple[Tensor, Tensor]:
         terms, pull = line_terms(d.gather(-1, line.order), line, at)
         return (at * terms).sum(-1), torch.empty_like(d).scatter_(-1, line.order, pull)
     return slope
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-036
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-040
 def _mixed(slope: Slope, weight: float) -> Slope: # ranking loss and Bradley–Terry
-    def both(d):
+    def both(d: Tensor) -> tuple[Tensor, Tensor]:
         (a, da), (b, db) = slope(d), bt_slope(d)
         return weight * a + (1 - weight) * b, weight * da + (1 - weight) * db
     return both
@@ -268,12 +269,12 @@ def loss_slopes(
         slope = (bt_slope if kind == "bt" else regression_slope(torch.as_tensor(target).to(dtype)) if kind == "regression"
                  else ranking_slope(rank, ranking, ties, dtype))
         parts.append((len(rank), slope if kind != "ranking" or weight == 1 else _mixed(slope, weight)))
-    def slopes(d):
+    def slopes(d: Tensor) -> tuple[Tensor, Tensor]:
         results = [slope(x) for (_, slope), x in zip(parts, d.split([m for m, _ in parts]))]
         return tuple(torch.cat(x) for x in zip(*results))
     return slopes
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-040
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-044
 class Best:
     "The weights of each member after its step of lowest loss."
     def __init__(self, block: Tensor):
@@ -291,7 +292,7 @@ class Best:
         "Return the weights to keep, after the last step."
         return torch.where(self.falling[:, None, None], block, self.kept)
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-044
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-048
 @torch.no_grad()
 def fit_ensemble(
     x: Tensor, # (fits, 2n, rows), from `design`
@@ -319,7 +320,7 @@ def fit_ensemble(
         optimiser.step()
     return best.weights(block) if training.keep_best else block
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-046
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-050
 def fit_rngs(
     dataset: str, trials: Iterable[int], learner: str, size: float,
     seed: int, # of the study
@@ -361,7 +362,7 @@ def fit_many(
     with one_thread(): weights = fit_ensemble(x, torch.as_tensor(start).to(dtype), slopes, features, training)
     return Fitted(data, names, n, weights)
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-048
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-052
 def measure(
     true: np.ndarray, # (trials, n) true differences, chosen minus rejected
     predicted: np.ndarray, # (learners, trials, n)
@@ -371,7 +372,7 @@ def measure(
     return {"accuracy": accuracy(np.ones_like(true), predicted), "pdc": pearson_distance_correlation(true, predicted),
             "true_accuracy": accuracy(true, predicted), "correlation": pearson(true, predicted)}
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-051
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-055
 def fit_plain(
     data: Trials,
     rngs: Mapping[str, list[np.random.Generator]], # learner → a generator for each trial
@@ -391,7 +392,7 @@ def fit_plain(
             weights.append(F.pad(torch.cat([w.T, b[None], v, F.pad(c[None], (0, training.hidden - 1))]), (0, 0, 0, start.shape[1] - features - 3)))
     return Fitted(data, names, n, torch.stack(weights))
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-060
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-064
 def fit_chunk(
     dataset: str,
     trials: Iterable[int],
@@ -414,11 +415,11 @@ def fit_chunk(
     about = confusion(data, world.train).assign(trial=trials, kendall_tau=kendall_tau(data, world.train))
     return pd.concat(frames, ignore_index=True).merge(about, on="trial", how="left")
 
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-064
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-068
 def begin_worker() -> None:
     "Prepare a worker process: one thread, and no life after its parent."
     torch.set_num_threads(1)
-    def follow():
+    def follow() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
     threading.Thread(target=follow, daemon=True).start()

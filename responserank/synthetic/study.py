@@ -52,6 +52,7 @@ def _whole(value, what, least):
     if number is None or isinstance(value, bool) or number < least: raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
     return number
 
+# %% ../../nbs/12_synthetic_study.ipynb #cell-007
 def read_study(
     datasets: str | Iterable[str] = "all",
     learners: str | Iterable[str] = "all",
@@ -70,7 +71,7 @@ def read_study(
 
 MINI = dict(trials=2, sizes=(0.5, 1.0))
 
-# %% ../../nbs/12_synthetic_study.ipynb #cell-009
+# %% ../../nbs/12_synthetic_study.ipynb #cell-010
 def chunks(
     study: Study,
     members: int = 60, # fits side by side, for which the arrays stay in the processor's cache
@@ -96,7 +97,7 @@ def computed(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-# %% ../../nbs/12_synthetic_study.ipynb #cell-012
+# %% ../../nbs/12_synthetic_study.ipynb #cell-013
 MEASURES = ("accuracy", "pdc", "true_accuracy", "correlation")
 
 def parts_folder(study: Study, out: Path) -> Path:
@@ -132,7 +133,7 @@ def all_parts(study: Study, out: Path, workers: int | None) -> pd.DataFrame: # a
             bar.update(len(table))
     return pd.concat(done.values(), ignore_index=True)
 
-# %% ../../nbs/12_synthetic_study.ipynb #cell-014
+# %% ../../nbs/12_synthetic_study.ipynb #cell-015
 def summarise(
     fits: pd.DataFrame, # columns dataset, learner, size, and the measures
     measures: Iterable[str] = MEASURES,
@@ -143,7 +144,7 @@ def summarise(
     table["ci95"] = table["std"] / np.sqrt(table["count"]) * stats.t.ppf(.975, table["count"] - 1)
     return table[["dataset", "learner", "size", "metric", "mean", "std", "ci95", "count"]]
 
-# %% ../../nbs/12_synthetic_study.ipynb #cell-016
+# %% ../../nbs/12_synthetic_study.ipynb #cell-017
 class Results(NamedTuple):
     "A finished study."
     fits: pd.DataFrame      # a row per fit
@@ -168,7 +169,7 @@ def tables(
             "kendall.csv": about[["dataset", "trial", "kendall_tau"]].reset_index(drop=True),
             "confusion.csv": about[["dataset", "trial", *counts]].reset_index(drop=True)}
 
-# %% ../../nbs/12_synthetic_study.ipynb #cell-018
+# %% ../../nbs/12_synthetic_study.ipynb #cell-019
 def found_results(
     study: Study,
     out: Path,
@@ -181,7 +182,7 @@ def found_results(
         any(set(getattr(study, k)) - set(there[k]) for k in ("datasets", "learners", "sizes")):
         raise UserError(f"{out} holds another study ({there['trials']} trials, seed {there['seed']}, see study.json there); choose another out, or redo=True to write over it")
     read = {name: pd.read_csv(out / name) for name in ("trials.csv.gz", "kendall.csv", "confusion.csv", "summary.csv")}
-    def inside(t):
+    def inside(t: pd.DataFrame) -> pd.DataFrame:
         rows = t.dataset.isin(study.datasets) & (t.trial < study.trials)
         return t[rows & t.learner.isin(study.learners) & t["size"].isin(study.sizes) if "learner" in t else rows].reset_index(drop=True)
     fits = inside(read["trials.csv.gz"])
@@ -195,7 +196,7 @@ def writable(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out): pass
     except OSError as e: raise UserError(f"out={out}: cannot write there ({e.strerror or e}); choose another folder") from None
 
-# %% ../../nbs/12_synthetic_study.ipynb #cell-019
+# %% ../../nbs/12_synthetic_study.ipynb #cell-020
 def run_study(
     datasets: str | Iterable[str] = "all",
     learners: str | Iterable[str] = "all",
