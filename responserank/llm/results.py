@@ -6,12 +6,12 @@
 __all__ = ['METRICS', 'CATEGORIES', 'KEYS', 'COLUMNS', 'NORM', 'NAMES', 'SIX', 'SHARE', 'ACCURACY', 'BY_FRACTION', 'DATA_SIZE',
            'PARTS', 'TABLED', 'LEARNER_TABLES', 'SIDE_BY_SIDE', 'HYPERPARAMETERS', 'SETTINGS', 'QUARTERS', 'NOISE',
            'STRATA', 'LEVELS', 'SPOILT', 'DOSE_RESPONSE', 'PAIRS', 'LENGTHS', 'SINGLETONS', 'PER_CENT_ALONE',
-           'MEASURES', 'STATS', 'FORMATS', 'FOREST', 'EFFICIENCY', 'SIGNALS', 'WITHIN', 'name_rows', 'finished',
-           'at_fraction', 'faults', 'check_runs', 'published_file', 'read_runs', 'averages', 'against_fraction',
-           'categories_against_fraction', 'learner_cells', 'side_by_side', 'rows_of', 'at_settings', 'dose',
-           'inverted_share', 'fragments_of', 'ranking_length', 'inverted_in_run', 'dose_response', 'by_seed', 'compare',
-           'pair_macros', 'macros', 'against_baseline', 'forest', 'reaches', 'data_efficiency', 'efficiency_points',
-           'spearman_within', 'annotations', 'dataset_statistics']
+           'MEASURES', 'STATS', 'FORMATS', 'FOREST', 'EFFICIENCY', 'SIGNALS', 'WITHIN', 'ARTEFACTS', 'name_rows',
+           'finished', 'at_fraction', 'faults', 'check_runs', 'published_file', 'read_runs', 'averages',
+           'against_fraction', 'categories_against_fraction', 'learner_cells', 'side_by_side', 'rows_of', 'at_settings',
+           'dose', 'inverted_share', 'fragments_of', 'ranking_length', 'inverted_in_run', 'dose_response', 'by_seed',
+           'compare', 'pair_macros', 'macros', 'against_baseline', 'forest', 'reaches', 'data_efficiency',
+           'efficiency_points', 'spearman_within', 'annotations', 'dataset_statistics']
 
 # %% ../../nbs/28_llm_results.ipynb #cell-002
 import functools
@@ -66,6 +66,7 @@ def at_fraction(
 def faults(
     runs: pd.DataFrame, # finished runs, with `line`
     metrics: list[str], # measures that every run must have
+    keys: list[str] = KEYS, # columns that tell runs apart
 ) -> list[tuple[str, pd.DataFrame, str]]: # what is wrong, the rows, what would be right
     "Look for what would spoil an average without a trace."
     known, ranked = runs["method"].isin(METHODS), runs["method"].map(lambda m: METHODS.get(m, {}).get("loss") == "rank")
@@ -76,7 +77,7 @@ def faults(
     hint = f"did you mean {near[0]}?" if near else "see `responserank methods`"
     return [(f"unknown method {', '.join(map(repr, strangers[:3]))}", runs[~known], hint),
             ("fraction outside (0, 1]", runs[~(runs["fraction"].between(0, 1, inclusive="right"))], "a fraction is a share of the training data"),
-            ("more than one finished run of the same method, fraction and seed", runs[runs.duplicated(KEYS, keep=False)], "keep one of them"),
+            (f"more than one finished run of the same {', '.join(keys)}", runs[runs.duplicated(keys, keep=False)], "keep one of them"),
             (f"a finished run without {', '.join(lacking)}", runs[numbers.isna().any(axis=1)], "score it, or mark it as not finished"),
             ("a ranking run without avg_fragment_size", runs[ranked & runs["avg_fragment_size"].isna()], "it is written by the trainer")]
 
@@ -84,9 +85,10 @@ def check_runs(
     runs: pd.DataFrame,
     metrics: list[str], # measures that every run must have
     where: str = "runs", # name of the table, for messages
+    keys: list[str] = KEYS, # columns that tell runs apart
 ) -> pd.DataFrame: # `runs`, if all is well
     "Refuse a table of finished runs that can't be averaged, naming the rows."
-    for wrong, rows, right in faults(runs, metrics):
+    for wrong, rows, right in faults(runs, metrics, keys):
         if len(rows): raise UserError(f"{where}: {wrong}: {name_rows(rows)}; {right}")
     return runs
 
@@ -100,14 +102,15 @@ def published_file(name: str) -> Path: # in results/published of this checkout
 def read_runs(
     path: str | Path | None = None, # None: the published runs
     metrics: list[str] | None = None, # measures that every run must have; None: all that the paper shows
+    apart: list[str] = (), # further columns that tell runs apart, such as preset and data in own tables
 ) -> pd.DataFrame: # finished runs, checked
     "Read a table of runs, keep the finished ones, then check them."
     path = Path(path or published_file("llm_runs.csv.gz"))
     if not path.exists(): raise UserError(f"{path}: no such table of runs")
     runs, metrics = pd.read_csv(path), [*METRICS, *CATEGORIES] if metrics is None else metrics
-    missing = [c for c in dict.fromkeys([*COLUMNS, *metrics]) if c not in runs]
+    missing = [c for c in dict.fromkeys([*COLUMNS, *metrics, *apart]) if c not in runs]
     if missing: raise UserError(f"{path}: column {', '.join(missing)} is missing; a table of runs has the columns of results/published/llm_runs.csv.gz")
-    return check_runs(finished(runs.assign(fraction=runs["fraction"].round(6))), metrics, path.name)
+    return check_runs(finished(runs.assign(fraction=runs["fraction"].round(6))), metrics, path.name, [*KEYS, *apart])
 
 # %% ../../nbs/28_llm_results.ipynb #cell-012
 NORM = 30 # seeds per method and fraction in the published study
@@ -214,13 +217,13 @@ SIDE_BY_SIDE = [Artefact(name, claim, side_by_side, take, "intervals", _dots(len
     ("size_ablation", "Two comparisons to a ranking already give most of the gain over BT; longer ones add a point on each measure.",
      rows_of("bt", "bt_ep2", rr_agree_spread2="rankings of 2", rr_agree_spread3="rankings of 3", rr_agree_spread4="rankings of 4", rr_agree="RR-Agree, as long as no ties")),
     ("slight_weight", "What a slight preference weighs in the agreement makes little difference.",
-     rows_of("bt", rr_agree_slight25="slight = .25", rr_agree="slight = .5 (RR-Agree)", rr_agree_slight75="slight = .75")),
+     rows_of("bt", "bt_ep2", rr_agree_slight25="slight = .25", rr_agree="slight = .5 (RR-Agree)", rr_agree_slight75="slight = .75")),
     ("stated_ablation", "Stated strength shuffled is six points below BT on RewardBench 2, so its order counts; whether it is compared within annotators or across them matters little.",
      rows_of("bt", "bt_ep2", "rr_stated", rr_stated_global="RR-Stated, across annotators", rr_stated_partialshuffle100="RR-Stated, shuffled", rr_agree="RR-Agree")),
     ("randrank_size", "Random ranks cost five points on RewardBench 2 in rankings of two and ten in rankings of four, and on MultiPref they are still not below BT.",
      rows_of("bt", "bt_ep2", rr_randrank_randsize2="random rankings of 2", rr_randrank_randsize4="random rankings of 4")),
     ("consensus_size", "Rankings by consensus may be cut to four or six without loss; rankings of two lose a point or two.",
-     rows_of("bt", "rr_agree", rr_consensus_spread2="RR-Consensus, rankings of 2", rr_consensus_spread4="RR-Consensus, rankings of 4",
+     rows_of("bt", "bt_ep2", "rr_agree", rr_consensus_spread2="RR-Consensus, rankings of 2", rr_consensus_spread4="RR-Consensus, rankings of 4",
              rr_consensus_spread6="RR-Consensus, rankings of 6", rr_consensus="RR-Consensus, as long as no ties")),
     ("soft_labels", "The published runs with soft labels are no better than BT; they went through a trainer that ignored the soft targets, so this says nothing about soft labels.",
      rows_of("bt", "bt_ep2", "bt_agree", "bt_meanpref", "rr_agree")),
@@ -274,7 +277,7 @@ def dose(
 def _amounts(base, word, amounts): return {0: base} | {a: f"{base}_{word}{a}" for a in amounts}
 QUARTERS = (25, 50, 75, 100)
 NOISE = {"rr_agree": _amounts("rr_agree", "partialshuffle", QUARTERS), "rr_agree_spread2": _amounts("rr_agree_spread2", "partialshuffle", QUARTERS)}
-STRATA = {"global": "rr_rt_spread2_global", "by annotator": "rr_rt_annostrat_spread2"} | {f"× {k}": f"rr_rt_annolength{k}_spread2" for k in (2, 4, 8, 16, 32)}
+STRATA = {"global": "rr_rt_spread2_global", "\nannotator": "rr_rt_annostrat_spread2"} | {f"× {k}": f"rr_rt_annolength{k}_spread2" for k in (2, 4, 8, 16, 32)}
 LEVELS = {"ylabel": ACCURACY, "percent": 0, "columns": 2, "share": "x", "height": 1.9,
           "labels": NAMES | {"rr_agree_spread2": "RR-Agree, rankings of 2", "rr_rt": "RR-RT"}}
 
@@ -379,16 +382,21 @@ PER_CENT_ALONE = {"statedSingletonFraction": "rr_stated", "rtSingletonFraction":
 MEASURES = {"Multipref": "multipref_accuracy", "RewardBench": "rewardbench_v2"}
 
 # %% ../../nbs/28_llm_results.ipynb #cell-050
-def pair_macros(runs: pd.DataFrame) -> dict[str, str]:
+def _pair_values(runs, first, second, metric): # the four numbers of a pair; "--" where the runs can't be paired
+    try: c = compare(runs, first, second, metric)
+    except UserError as e: return dict.fromkeys(["MeanP", "MeanD", "MeanDiff", "VarP"], "--"), [str(e)]
+    return {"MeanP": format_p(c["p"]), "MeanD": format_number(c["d"]), "MeanDiff": format_points(c["difference"]), "VarP": format_var_p(c["p_levene"])}, []
+
+def pair_macros(
+    runs: pd.DataFrame,
+) -> tuple[dict[str, str], list[str]]: # macro → text, and why some are "--"
     "Write the paired comparisons of the paper's text as macros."
-    found = {}
+    found, refused = {}, []
     for prefix, (first, second, measures) in PAIRS.items():
-        if _absent(runs, [first, second]): continue
         for name in measures:
-            c = compare(runs, first, second, MEASURES[name])
-            found |= {f"{prefix}{name}MeanP": format_p(c["p"]), f"{prefix}{name}MeanD": format_number(c["d"]),
-                      f"{prefix}{name}MeanDiff": format_points(c["difference"]), f"{prefix}{name}VarP": format_var_p(c["p_levene"])}
-    return found
+            values, why = _pair_values(runs, first, second, MEASURES[name])
+            found, refused = found | {f"{prefix}{name}{k}": v for k, v in values.items()}, refused + why
+    return found, refused
 
 def macros(
     runs: pd.DataFrame,
@@ -396,12 +404,12 @@ def macros(
     "Write every number of the paper's text as a macro."
     full = at_fraction(runs)
     length, alone = full.groupby("method")["avg_fragment_size"].mean(), 1 - full.groupby("method")["non_singleton_fraction"].mean()
-    found = pair_macros(runs)
-    found |= {name: format_number(length[m]) for name, m in LENGTHS.items() if m in length}
-    found |= {name: format_share(alone[m]) for name, m in SINGLETONS.items() if m in alone}
-    found |= {name: format_number(100 * alone[m], 1) for name, m in PER_CENT_ALONE.items() if m in alone}
+    found, refused = pair_macros(runs)
+    found |= {name: format_number(length.get(m, np.nan)) for name, m in LENGTHS.items()}
+    found |= {name: format_share(alone.get(m, np.nan)) for name, m in SINGLETONS.items()}
+    found |= {name: format_number(100 * alone.get(m, np.nan), 1) for name, m in PER_CENT_ALONE.items()}
     used = [m for a, b, _ in PAIRS.values() for m in (a, b)] + [*LENGTHS.values(), *SINGLETONS.values(), *PER_CENT_ALONE.values()]
-    return sourced(pd.DataFrame(found.items(), columns=["name", "value"]), _used(runs, used), NORM, missing=_absent(runs, used))
+    return sourced(pd.DataFrame(found.items(), columns=["name", "value"]), _used(runs, used), NORM, missing=[*_absent(runs, used), *refused])
 
 STATS = [Artefact("stats", "Every number in the paper's text about the language model, as a macro: paired by seed, second minus first.", macros, {}, "macros")]
 
@@ -412,11 +420,13 @@ def against_baseline(
     metrics: list[str] = ("multipref_accuracy", "rewardbench_v2"),
 ) -> pd.DataFrame: # one row per method and measure: difference, lo, hi, d, p, p_holm, n, …
     "Compare every method with the baseline at all the data, Holm-corrected within a measure."
-    full = at_fraction(runs)
-    present = [m for m in LABELS if m != baseline and m in set(full["method"])] if baseline in set(full["method"]) else []
-    try: found = paired_table(full, [(baseline, m) for m in present], list(metrics)) if present else pd.DataFrame(columns=["n"])
-    except ValueError as e: raise UserError(f"methods against {baseline} at all the data: {e}") from None
-    return sourced(found.drop(columns="first", errors="ignore"), _used(runs, [baseline, *present]), NORM, missing=[m for m in [baseline, *PUBLISHED] if m not in {baseline, *present}])
+    seeds = at_fraction(runs).groupby("method")["seed"].agg(frozenset)
+    present = [m for m in LABELS if m != baseline and m in seeds and seeds[m] == seeds.get(baseline)]
+    used = _used(runs, [baseline, *present])
+    metrics = [m for m in metrics if m in used and used[m].notna().all()]
+    found = paired_table(at_fraction(runs), [(baseline, m) for m in present], metrics) if present else pd.DataFrame(columns=["n"])
+    left = [f"{m} (other seeds)" if m in seeds and baseline in seeds else m for m in [baseline, *PUBLISHED] if m not in {baseline if baseline in seeds else None, *present}]
+    return sourced(found.drop(columns="first", errors="ignore"), used if present else used[:0], NORM, missing=left)
 
 def forest(
     runs: pd.DataFrame,
@@ -424,12 +434,14 @@ def forest(
 ) -> pd.DataFrame: # points: a panel per measure, a line per method
     "Lay every method's difference from the baseline out for a forest plot."
     found = against_baseline(runs, baseline)
+    if found.empty: return found
     points = found.assign(panel=found["measure"].map(METRICS), by=found["second"], x=found["second"].map(LABELS), y=found["difference"])
     points.attrs = found.attrs | {"per": "method"}
     return points
 
-_P = lambda p: format_p(p).removeprefix("= ")
-FORMATS = {"measure": METRICS.get, "second": LABELS.get, "difference": format_points, "lo": format_points, "hi": format_points, "d": "+.2f", "p": _P, "p_holm": _P}
+def _p(p): return format_p(p).removeprefix("= ")
+
+FORMATS = {"measure": METRICS.get, "second": LABELS.get, "difference": format_points, "lo": format_points, "hi": format_points, "d": "+.2f", "p": _p, "p_holm": _p}
 FOREST = [
     Artefact("forest", "Held against BT by seed, what ranks by agreement or consensus gains on both measures; one epoch less gains BT as much on MultiPref as stated strength does, and nothing on RewardBench 2.",
              forest, {}, "forest", {"xlabel": "difference from BT, points", "percent": 0, "columns": 2, "share": "y", "height": 8.2, "legend_rows": 0}, beyond=True),
@@ -498,7 +510,7 @@ def efficiency_points(runs: pd.DataFrame) -> pd.DataFrame: # points: a panel per
 
 EFFICIENCY = [
     Artefact("data_efficiency", "On RewardBench 2 RR-Agree needs two thirds of the data to get where BT gets with all of it; on MultiPref it is there with a tenth or less (≤: censored, the curve starts above the target), but needs a fifth for BT with two epochs.",
-             efficiency_points, {}, "intervals", {"xlabel": "data that RR-Agree needs, per cent", "percent": 0, "columns": 2, "share": "none", "height": 1.3, "legend_rows": 0}, beyond=True),
+             efficiency_points, {}, "intervals", {"xlabel": "data that RR-Agree needs, per cent", "percent": 0, "columns": 2, "share": "x", "height": 1.3, "legend_rows": 0}, beyond=True),
     Artefact("data_efficiency_table", "The share of the data RR-Agree needs to reach a baseline, with bootstrap intervals; censored and beyond are the shares of bootstrap samples below a tenth and above all of the data.",
              data_efficiency, {}, "sheet", {"formats": {"metric": METRICS.get, "baseline": NAMES.get, "target": ".3f", "fraction": ".2f", "lo": ".2f", "hi": ".2f", "censored": ".2f", "beyond": ".2f"}}, beyond=True),
 ]
@@ -543,3 +555,6 @@ def dataset_statistics(
     found = sourced(pd.DataFrame(rows), pd.concat([t for t in tables.values() if t is not None] or [pd.DataFrame()]), unit="annotation",
                     missing=[n for n, t in tables.items() if t is None])
     return found
+
+# %% ../../nbs/28_llm_results.ipynb #cell-071
+ARTEFACTS = [*DATA_SIZE, *LEARNER_TABLES, *SIDE_BY_SIDE, *SETTINGS, *SPOILT, *STATS, *DOSE_RESPONSE, *FOREST, *EFFICIENCY]

@@ -87,7 +87,9 @@ def fit_boxes(
     rows, missing = chosen(fits, datasets, [size])
     points = rows.assign(panel="", by=rows["learner"], x=rows["dataset"].map(TITLES), y=rows[measure])
     points["n"] = points.groupby(["dataset", "learner"])[measure].transform("size") if len(points) else 0
-    return sourced(points, rows, NORM, "trial", missing)
+    points = sourced(points, rows, NORM, "trial", missing)
+    points.attrs["per"] = "box"
+    return points
 
 def fit_curves(
     fits: Fits,
@@ -108,9 +110,9 @@ _CLAIMS = {
 _AXIS = {"accuracy": {"ylabel": "choice accuracy, per cent", "percent": 0}, "pdc": {"ylabel": "Pearson distance correlation"}}
 
 BOXES = [Artefact(f"synthetic_{m}_boxes{g}", claim, fit_boxes, {"measure": m, "datasets": GROUPS[g]}, "boxes",
-                  _AXIS[m] | {"labels": LABELS, "height": 2.3, "legend_rows": 1, "columns": 1}) for g, claims in _CLAIMS.items() for m, claim in claims.items()]
+                  _AXIS[m] | {"labels": LABELS, "height": 2.3, "legend_rows": 2, "columns": 1}) for g, claims in _CLAIMS.items() for m, claim in claims.items()]
 CURVES = [Artefact(f"synthetic_{m}_size{g}", claim + " So it is at every size.", fit_curves, {"measure": m, "datasets": GROUPS[g]}, "curves",
-                   _AXIS[m] | {"xlabel": "share of the 50 training comparisons, per cent", "percent_x": 0, "labels": LABELS, "height": 1.9})
+                   _AXIS[m] | {"xlabel": "share of the 50 training comparisons, per cent", "percent_x": 0, "labels": LABELS, "height": 1.9, "legend_rows": 2})
           for g, claims in _CLAIMS.items() for m, claim in claims.items()]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-013
