@@ -1,13 +1,12 @@
 """What chapter 25 can't show: whole runs, their files, bad input, kills, and the divisor under the wrong hands."""
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -59,7 +58,7 @@ def gradient(layout, wrong=1, monkeypatch=None, **overrides):
             self.gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
 
     catch = Catch()
-    trainer = T.RankingTrainer(T.load_model(settings, tokenizer, 0).double(), T.training_arguments(settings, "unused", 0), settings,
+    trainer = T.RankingTrainer(T.load_model(settings, tokenizer, 0).double(), T.training_arguments(settings, tempfile.mkdtemp(), 0), settings,
                                rows, test, 0, callbacks=[catch])
     if wrong != 1:
         count = trainer._get_num_items_in_batch
@@ -152,6 +151,33 @@ def test_step_scope_trains_rankings_wider_than_a_micro_batch(tiny_run):
     assert result.metrics["eval"]["accuracy"] > 0.7
 
 
+def test_redealing_changes_who_meets_whom_and_nothing_else(pairs, tiny_run):
+    ready = T.prepare_data(resolve("rr", overrides=f"{SMALL} ranking_size=8 redeal=True"), str(pairs), seed=0)
+    rows = T.training_rows(ready.rows)
+    deal, loader = T.Redeal(ready, rows, 0), SimpleNamespace(batch_sampler=SimpleNamespace(ranking=None))
+    partners = lambda: {frozenset(i for i, r in enumerate(rows) if r["ranking"] == k) for k in {r["ranking"] for r in rows}}  # noqa: E731
+    first, ranks = partners(), [r["rank"] for r in rows]
+    deal.on_epoch_begin(None, SimpleNamespace(epoch=0), None, loader)
+    assert partners() == first
+    deal.on_epoch_begin(None, SimpleNamespace(epoch=1.0), None, loader)
+    assert partners() != first and [r["rank"] for r in rows] == ranks
+    assert loader.batch_sampler.ranking.tolist() == [r["ranking"] for r in rows]
+    assert tiny_run(overrides=f"{SMALL} ranking_size=8 redeal=True").metrics["status"] == "finished"
+
+
+def test_arguments_of_real_people(shared, tmp_path):
+    kwargs = dict(data=str(shared / "data/ukpconvarg1"), out=tmp_path, fraction=0.02, wandb_mode="disabled")
+    for method in ("bt", "rr_agree", "rr_consensus"):
+        small = SMALL.replace("max_length=48", "max_length=256") + " epochs=1"
+        result = T.run(method, overrides=small, **kwargs)
+        report, measures = result.metrics["data_report"], result.metrics["eval"]
+        assert "margin_correlation" in measures and "pdc" not in measures
+        assert report["about"]["longer_text_wins"] == pytest.approx(0.718, abs=0.05)
+        assert next(r for r in report["steps"] if r["step"] == "split")["by"] == "topic"
+    with pytest.raises(UserError, match="stated"):
+        T.run("rr_stated", **kwargs)
+
+
 BAD = {
     "unknown method": (dict(method="rr_agre"), "rr_agree"),
     "unknown override": (dict(overrides="epoch=2"), "epochs"),
@@ -173,9 +199,9 @@ def test_bad_input_is_one_line_and_leaves_nothing_that_looks_done(case, tiny_run
         assert json.loads(left.read_text())["status"] == "failed"
 
 
-def papermill(root, out, **parameters):
+def papermill(notebook, **parameters):
     args = [a for k, v in parameters.items() for a in ("-p", k, str(v))]
-    return [sys.executable, "-m", "papermill", "nbs/20_llm_train.ipynb", str(out), "--no-progress-bar", *args]
+    return [sys.executable, "-m", "papermill", "nbs/20_llm_train.ipynb", str(notebook), "--no-progress-bar", *args]
 
 
 def last_line(text):
@@ -183,7 +209,7 @@ def last_line(text):
 
 
 def test_papermill_runs_what_it_is_asked(root, pairs, tmp_path):
-    done = subprocess.run(papermill(root, tmp_path / "out.ipynb", method="bt", data=pairs, out=tmp_path / "runs", wandb_mode="disabled",
+    done = subprocess.run(papermill(tmp_path / "out.ipynb", method="bt", data=pairs, out=tmp_path / "runs", wandb_mode="disabled",
                                     overrides=SMALL), cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics, = tmp_path.glob("runs/**/metrics.json")
@@ -191,7 +217,7 @@ def test_papermill_runs_what_it_is_asked(root, pairs, tmp_path):
 
 
 def test_papermill_ends_with_the_line(root, tmp_path):
-    done = subprocess.run(papermill(root, tmp_path / "out.ipynb", method="rr_agre", out=tmp_path / "runs"), cwd=root, capture_output=True,
+    done = subprocess.run(papermill(tmp_path / "out.ipynb", method="rr_agre", out=tmp_path / "runs"), cwd=root, capture_output=True,
                           text=True)
     assert done.returncode != 0
     assert "rr_agree" in last_line(done.stderr) and "rr_agre'" in last_line(done.stderr), done.stderr[-800:]

@@ -302,7 +302,7 @@ def differences(
 # %% ../../nbs/23_llm_methods.ipynb #cell-032
 PRESETS = {
     "tiny": dict(model="scratch", vocab_size=1000, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256, max_length=256, split_by="prompt",
-                 epochs=3, batch_size=64, gradient_accumulation_steps=1, learning_rate=1e-3),
+                 epochs=3, batch_size=64, gradient_accumulation_steps=1, learning_rate=1e-3, eval_tokens=4096),
     "small": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", max_length=1024, split_by="prompt",
                   epochs=3, batch_size=16, gradient_accumulation_steps=4, learning_rate=5e-5, gradient_checkpointing=False),
     "paper": dict(model="meta-llama/Llama-3.1-8B-Instruct", max_length=1024, test_size=2000, split_by="comparison",

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SIMULATED_TEST', 'WANDB_MODES', 'batch_loss', 'count_comparisons', 'RankingTrainer', 'RankingLoader', 'equal_parts',
            'load_data', 'Prepared', 'all_texts', 'prepare_data', 'fit_settings', 'training_rows', 'training_arguments',
-           'Bar', 'Result', 'curve_table', 'make_trainer', 'batch_report', 'fit', 'last_checkpoint', 'wandb_log',
-           'WandbLog', 'data_hash', 'describe_run', 'run', 'dry_result', 'finished_result', 'train', 'run_metrics',
-           'run_all', 'data_report_table', 'headline', 'strength_bins', 'training_figure', 'draw_loss', 'draw_accuracy',
-           'draw_rewards', 'draw_strength']
+           'Bar', 'Redeal', 'Result', 'curve_table', 'make_trainer', 'batch_report', 'fit', 'last_checkpoint',
+           'wandb_log', 'WandbLog', 'data_hash', 'describe_run', 'run', 'dry_result', 'finished_result', 'train',
+           'run_metrics', 'run_all', 'data_report_table', 'headline', 'strength_bins', 'training_figure', 'draw_loss',
+           'draw_accuracy', 'draw_rewards', 'draw_strength']
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-002
-import contextlib, math, tempfile, time
+import contextlib, math, os, tempfile, time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,14 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from ..rankings import bradley_terry_loss, preference_loss
 from ..figures import FAINT, curves, histogram, percent, size, theme
+from ..strata import deal_rankings, shuffle_ranks
 from ..runs import (UserError, check_name, claim_run, content_hash, git_state, group_name, interruptible, progress, read_json, rng,
                                run_folder, versions, write_csv)
 from .batches import PreferenceCollator, RankingBatchSampler, cohesion
 from .methods import Settings, resolve
 from .models import (evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier, score_texts, score_tokens,
                                      train_tokenizer)
-from .preferences import conversation, describe, encode, prepare, read_preferences, render, report_table, split, tokenise
+from .preferences import STEPS, conversation, describe, prepare, read_preferences, report_table, split, tokenise
 from .simulated import simulated_table
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-005
@@ -74,7 +75,9 @@ class RankingTrainer(Trainer):
 # %% ../../nbs/25_llm_trainer.ipynb #cell-012
 class RankingLoader(DataLoader):
     "A loader that tells its batch sampler which epoch it is."
-    def set_epoch(self, epoch: int): self.batch_sampler.set_epoch(epoch)
+    def set_epoch(self, epoch: int):
+        "Pass the epoch on."
+        self.batch_sampler.set_epoch(epoch)
 
 @patch
 def get_train_dataloader(self: RankingTrainer):
@@ -91,7 +94,7 @@ def _get_num_items_in_batch(self: RankingTrainer, batch_samples, device):
 
 @patch
 def compute_loss(self: RankingTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
-    "Return this micro-batch's share of the step's mean loss."
+    "Return this micro-batch's share of the step's mean loss; the parameters are `Trainer.compute_loss`'s."
     rewards = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
     loss = self.step_loss(rewards, inputs, num_items_in_batch)
     return (loss, dict(rewards=rewards)) if return_outputs else loss
@@ -120,7 +123,7 @@ def equal_parts(
 # %% ../../nbs/25_llm_trainer.ipynb #cell-018
 @patch
 def training_step(self: RankingTrainer, model, inputs, num_items_in_batch=None):
-    "Run one micro-batch as `Trainer` does or, where the loss spans the step, all of the step's micro-batches."
+    "Run one micro-batch as `Trainer` does or, where the loss spans the step, all of the step's; the parameters are `Trainer.training_step`'s."
     if self.settings.loss_scope == "micro_batch": return Trainer.training_step(self, model, inputs, num_items_in_batch)
     model.train()
     inputs = self._prepare_inputs(inputs)
@@ -139,7 +142,7 @@ def training_step(self: RankingTrainer, model, inputs, num_items_in_batch=None):
 # %% ../../nbs/25_llm_trainer.ipynb #cell-020
 @patch
 def evaluate(self: RankingTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-    "Score the test rows and log their measures."
+    "Score the test rows and log their measures; the parameters are `Trainer.evaluate`'s."
     start, n = time.time(), len(self.test)
     both = score_tokens(self.model, [*self.test.tokens_a, *self.test.tokens_b], self.pad_token_id, self.settings.eval_tokens)
     self.rewards = both[:n], both[n:]
@@ -164,7 +167,8 @@ SIMULATED_TEST = 4000
 class Prepared:
     "Everything a run knows before its first step."
     settings: Settings
-    rows: pd.DataFrame # training comparisons, one each, with rank and ranking
+    train: pd.DataFrame # tokenised training comparisons, as they were split off
+    rows: pd.DataFrame # the same after all steps: one choice each, with rank and ranking
     test: pd.DataFrame # test comparisons with a label
     tokenizer: object
     report: dict # what each step said
@@ -190,7 +194,7 @@ def prepare_data(
         train, test, halves = split(train, replace(settings, test_size=round(settings.validation * len(train))), rng(seed, "validation"))
     rows, steps = prepare(train, settings, seed)
     report = dict(steps=[read, tokenised, halves, *steps], about=describe(rows, test))
-    return Prepared(settings, rows.reset_index(drop=True), test.reset_index(drop=True), tokenizer, report)
+    return Prepared(settings, train, rows.reset_index(drop=True), test.reset_index(drop=True), tokenizer, report)
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-026
 def fit_settings(
@@ -238,7 +242,23 @@ class Bar(TrainerCallback):
         shown = {k.removeprefix("eval_"): f"{v:.3f}" for k, v in (logs or {}).items() if k in ("loss", "eval_accuracy", "eval_pdc")}
         if shown: self.bar.set_postfix(shown, refresh=False)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-035
+# %% ../../nbs/25_llm_trainer.ipynb #cell-033
+class Redeal(TrainerCallback):
+    "Deal the rankings anew before every epoch but the first."
+    def __init__(self,
+        ready, # `Prepared`
+        rows: list, # the trainer's own, changed in place
+        seed: int
+    ): self.ready, self.rows, self.seed = ready, rows, seed
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        epoch, table = round(state.epoch or 0), self.ready.train
+        if not epoch: return
+        for step in STEPS:
+            table, _ = step(table, self.ready.settings, rng(self.seed, step.__name__, *([epoch] if step in (deal_rankings, shuffle_ranks) else [])))
+        for row, rank, ranking in zip(self.rows, table["rank"], table.ranking): row.update(rank=rank, ranking=ranking)
+        train_dataloader.batch_sampler.ranking = table.ranking.to_numpy()
+
+# %% ../../nbs/25_llm_trainer.ipynb #cell-037
 @dataclass
 class Result:
     "What a run leaves: measures, curve, predictions, and (where it was trained now or saved) the model."
@@ -248,7 +268,7 @@ class Result:
     folder: Path
     trained: object = field(default=None, repr=False) # (model, tokenizer)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-036
+# %% ../../nbs/25_llm_trainer.ipynb #cell-038
 def curve_table(
     history: list, # `Trainer`'s log
 ) -> pd.DataFrame:
@@ -259,7 +279,7 @@ def curve_table(
     joined = keep[0].join(keep[1].drop(columns="epoch", errors="ignore"), how="outer")
     return joined.rename(columns=lambda c: c.removeprefix("eval_")).reset_index()
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-038
+# %% ../../nbs/25_llm_trainer.ipynb #cell-040
 def make_trainer(
     ready: Prepared,
     folder, # for checkpoints
@@ -268,12 +288,14 @@ def make_trainer(
     callbacks=(), # more of `Trainer`'s
 ) -> RankingTrainer:
     "Build the model and the trainer: everything up to the first step."
-    model = load_model(ready.settings, ready.tokenizer, model_seed)
-    if ready.settings.gradient_checkpointing: model.config.use_cache = False
-    return RankingTrainer(model, training_arguments(ready.settings, folder, model_seed), ready.settings, training_rows(ready.rows), ready.test,
-                          ready.tokenizer.pad_token_id, seed=seed, callbacks=[Bar(), *callbacks])
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise UserError("training on several devices is not supported yet; start one process")
+    model, rows = load_model(ready.settings, ready.tokenizer, model_seed), training_rows(ready.rows)
+    model.config.use_cache = False
+    callbacks = [Bar(), *callbacks, *([Redeal(ready, rows, seed)] if ready.settings.redeal else [])]
+    return RankingTrainer(model, training_arguments(ready.settings, folder, model_seed), ready.settings, rows, ready.test,
+                          ready.tokenizer.pad_token_id, seed=seed, callbacks=callbacks)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-039
+# %% ../../nbs/25_llm_trainer.ipynb #cell-041
 def batch_report(
     ready: Prepared,
     seed: int,
@@ -286,7 +308,7 @@ def batch_report(
     kept = cohesion(ranking, np.concatenate(list(RankingBatchSampler(ranking, s.scope_size, packer=s.packer, seed=seed))), s.scope_size)
     return report | dict(avg_fragment_size=kept["mean_fragment_size"], **kept)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-041
+# %% ../../nbs/25_llm_trainer.ipynb #cell-043
 def fit(
     ready: Prepared,
     folder: Path, # receives curve.csv and predictions.csv
@@ -298,6 +320,7 @@ def fit(
     trainer, start = make_trainer(ready, folder / "checkpoints", seed, model_seed, callbacks), time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     seconds = time.time() - start
+    with contextlib.suppress(OSError): (folder / "checkpoints").rmdir() # empty unless checkpoints were asked for
     curve, predictions = curve_table(trainer.state.log_history), predictions_table(ready.test, *trainer.rewards)
     pairs = len(ready.rows) * ready.settings.epochs
     metrics = dict(train=dict(steps=trainer.state.global_step, epochs=ready.settings.epochs, parameters=trainer.model.num_parameters(),
@@ -313,7 +336,7 @@ def last_checkpoint(folder: Path) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-043
+# %% ../../nbs/25_llm_trainer.ipynb #cell-045
 @patch(as_prop=True)
 def model(self: Result):
     "The trained model; loaded where the run saved it."
@@ -329,7 +352,7 @@ def tokenizer(self: Result):
     self.model
     return self.trained[1]
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-044
+# %% ../../nbs/25_llm_trainer.ipynb #cell-046
 @patch
 def score(self: Result,
     texts, # strings, (prompt, completion) pairs, or message lists
@@ -337,7 +360,7 @@ def score(self: Result,
     "Score texts with the trained model."
     return score_texts(self.model, self.tokenizer, texts)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-046
+# %% ../../nbs/25_llm_trainer.ipynb #cell-048
 @contextlib.contextmanager
 def wandb_log(
     mode: str, # "offline", "online" or "disabled"
@@ -362,13 +385,13 @@ class WandbLog(TrainerCallback):
     def __init__(self, log): self.log = log
     def on_log(self, args, state, control, logs=None, **kwargs): self.log.log(dict(logs or {}), step=state.global_step)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-047
+# %% ../../nbs/25_llm_trainer.ipynb #cell-049
 def data_hash(data: str) -> str:
     "Hash what the data hold, not where they are."
     if data == "simulated": return content_hash(f"simulated, {SIMULATED_TEST} for the test")
     return content_hash(Path(data)) if Path(data).exists() else content_hash(read_preferences(data)[0])
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-048
+# %% ../../nbs/25_llm_trainer.ipynb #cell-050
 def describe_run(
     method: str, preset: str, data: str, fraction: float, seed: int, model_seed: int | None, # as `run`'s
     settings: Settings,
@@ -378,7 +401,7 @@ def describe_run(
     return dict(method=method, preset=preset, data=data, fraction=fraction, seed=seed, model_seed=model_seed, group=group,
                 settings=settings.identity(), versions=versions(), git=git_state())
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-049
+# %% ../../nbs/25_llm_trainer.ipynb #cell-051
 WANDB_MODES = ("offline", "online", "disabled")
 
 def run(
@@ -414,7 +437,7 @@ def run(
     result.metrics["status"] = "finished"
     return result
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-050
+# %% ../../nbs/25_llm_trainer.ipynb #cell-052
 def dry_result(
     claim, # the run's claim
     about: dict,
@@ -432,12 +455,13 @@ def finished_result(
     save_model: bool = False, # the caller wants a saved model
 ) -> Result:
     "Read a finished run from its files."
-    read = lambda name: pd.read_csv(folder / name) if (folder / name).exists() else pd.DataFrame()
+    text = dict.fromkeys(("id", "topic", "category"), str)
+    read = lambda name: pd.read_csv(folder / name, dtype=text) if (folder / name).exists() else pd.DataFrame()
     result = Result(read_json(folder / "metrics.json"), read("curve.csv"), read("predictions.csv"), folder)
     if save_model: result.model # an error that names redo, where the run saved none
     return result
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-051
+# %% ../../nbs/25_llm_trainer.ipynb #cell-053
 def train(
     method: str = "rr_agree",
     preset: str = "tiny",
@@ -450,7 +474,7 @@ def train(
     "Train whatever has been trained before, and return the result with its model."
     return run(method, preset, data, out=out or tempfile.mkdtemp(prefix="responserank-"), wandb_mode=wandb_mode, redo=True, **kwargs)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-053
+# %% ../../nbs/25_llm_trainer.ipynb #cell-055
 def run_metrics(parameters: dict) -> dict: # the run's metrics.json
     "Do one run with `run`'s parameters and return its metrics alone."
     return run(**parameters).metrics
@@ -467,7 +491,7 @@ def run_all(
     return pd.DataFrame([{k: m[k] for k in ("method", "preset", "fraction", "seed", "group")} | m["eval"] | dict(epochs=m["settings"]["epochs"],
                           train_seconds=m["seconds"]["train"]) for m in done])
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-055
+# %% ../../nbs/25_llm_trainer.ipynb #cell-057
 def data_report_table(result: Result) -> pd.DataFrame: # one row per step
     "List what each step from annotations to rankings did."
     return report_table(result.metrics["data_report"]["steps"]).set_index("step")
@@ -480,7 +504,7 @@ def headline(
                             train_examples=m["data_report"]["train_examples"], seconds=m.get("seconds", {}).get("total"))
     return pd.DataFrame([row(r.metrics) for r in results]).set_index("method").round(4)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-057
+# %% ../../nbs/25_llm_trainer.ipynb #cell-059
 def strength_bins(
     predictions: pd.DataFrame, # as in `Result`
     truth: str = "true_diff", # or "margin"
@@ -493,7 +517,7 @@ def strength_bins(
     return pd.DataFrame(dict(strength=strength.groupby(pd.qcut(strength, bins, labels=False, duplicates="drop")).mean(), predicted=grouped.mean(),
                              lo=grouped.mean() - half, hi=grouped.mean() + half, n=grouped.size()))
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-059
+# %% ../../nbs/25_llm_trainer.ipynb #cell-061
 def training_figure(result: Result):
     "Draw loss, accuracy, rewards and strength of one run."
     p, c, method = result.predictions, result.curve, result.metrics["method"]
