@@ -4,7 +4,9 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.responserank
-export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_FIND_LINKS # uv does not read pip's own
+unexport PYTHONDONTWRITEBYTECODE # imports would take three times as long
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lab bench docs lint lock clean
@@ -17,7 +19,7 @@ $(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/python tests/constraints.py requirements.lock > $(VENV)/constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c $(VENV)/constraints.txt -e '.[dev]'
+	$(BIN)/uv pip install --python $(BIN)/python -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
 run: setup ## train Bradley-Terry and rr_agree on the offline data, and print both

@@ -11,31 +11,54 @@ import sys
 from pathlib import Path
 
 import nbdev.serve
+from execnb.nbio import mk_cell
 from nbdev.config import get_config
-from nbdev.processors import FilterDefaults, exec_show_docs, rm_export
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, exec_show_docs, mv_exports, rm_export
 from notebooks import EXPORTS, bound_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLDOCS = str(Path(sys.executable).with_name("smalldocs"))
 
 
+def is_exported(cell) -> bool: return cell.cell_type == "code" and bool(set(EXPORTS) & set(cell.directives_ or {}))
+
+
 class ImportExported(exec_show_docs):
     """Give the API what it documents by importing it; nbdev would run the chapter's cells, and every cell with an import among them."""
 
     def __call__(self, cell):
-        kind = next((e for e in EXPORTS if e in (cell.directives_ or {})), None)
         if "default_exp" in (cell.directives_ or {}): self.module = cell.directives_["default_exp"][0]
-        if "show_doc" in (cell.source or "") and cell.cell_type == "code":
-            self.k.cell(cell)
-            if isinstance(self.k.exc, NameError):  # an inherited signature with annotations that only type checkers can read
-                print(f"no API table for {cell.source.splitlines()[-1]}: {self.k.exc}", file=sys.stderr)
-                self.k.exc = None
-                del cell["source"]
-                return
-        elif kind and (names := bound_names(cell.source)):
+        if getattr(cell, "has_sd", False): self.head(cell)
+        elif is_exported(cell) and (names := bound_names(cell.source)):
+            kind = next(e for e in EXPORTS if e in cell.directives_)
             module = f"{get_config().lib_path.name}.{(cell.directives_[kind] or [self.module])[0]}"
             self.k.run_cell(f"from {module} import {', '.join(names)}")
         if self.k.exc: raise RuntimeError(f"cell {cell.idx_}:\n{cell.source}") from self.k.exc
+
+    def head(self, cell):
+        """Keep name and link to the source of what nbdev documents; its signature and docstring stand in the code below."""
+        self.k.cell(cell)
+        if isinstance(self.k.exc, NameError):  # an inherited signature with annotations that only type checkers can read
+            self.k.exc, cell.outputs = None, []
+        for output in cell.outputs:
+            text = "".join(output.get("data", {}).get("text/markdown", ""))
+            output["data"] = {"text/markdown": text.partition("```")[0].partition("---\n")[2]}
+
+
+class headings_first(Processor):
+    """Move the headings that nbdev puts below the code to above it."""
+
+    def begin(self):
+        cells, at = [], 0
+        for cell in self.nb.cells:
+            if getattr(cell, "has_sd", False):
+                cells.insert(at, cell)
+                at += 1
+            else:
+                at = len(cells) if is_exported(cell) else at
+                cells.append(cell)
+        self.nb.cells[:] = cells
 
 
 def drop_hidden(cell):
@@ -48,11 +71,26 @@ def keep_name(cell):
     if cell.cell_type == "raw": cell.source = re.sub(r"^output-file:.*\n", "", cell.source, flags=re.MULTILINE)
 
 
+def split_title(nb):
+    """Cut the prose off the cell that holds title and claim: nbdev makes that cell the page's metadata and drops the rest."""
+    at = next(i for i, c in enumerate(nb.cells) if c.cell_type == "markdown")
+    head = re.match(r"# .*\n+(> .*(\n|$))*", nb.cells[at].source)
+    prose = nb.cells[at].source[head.end():].strip() if head else ""
+    if prose:
+        nb.cells[at].source = head.group()
+        nb.cells.insert(at + 1, mk_cell(prose, "markdown"))
+
+
 class Chapters(FilterDefaults):
     """What happens to a chapter before it is rendered."""
 
     def base_procs(self):
-        return [{exec_show_docs: ImportExported, rm_export: drop_hidden}.get(p, p) for p in super().base_procs()] + [keep_name]
+        changed = {exec_show_docs: ImportExported, rm_export: drop_hidden, mv_exports: headings_first}
+        return [changed.get(p, p) for p in super().base_procs()] + [keep_name]
+
+    def __call__(self, nb):
+        split_title(nb)
+        return super().__call__(nb)
 
 
 def process() -> Path:
