@@ -123,9 +123,8 @@ def scan(
 ) -> Tensor: # (…, n), y[i] = x[i] plus (link[i] times y[i + 1])
     "Run a first-order recurrence along the last axis by doubling."
     y = x.clone()
-    for k in range(depth):
-        if k: link = times(link[..., :-s], link[..., s:])
-        s = 2**k
+    for s in [2**k for k in range(depth)]:
+        if s > 1: link = times(link[..., :-s // 2], link[..., s // 2:])
         near, far = (y[..., s:], y[..., :-s]) if forward else (y[..., :-s], y[..., s:])
         plus(near, times(link, far), out=near)
     return y

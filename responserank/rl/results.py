@@ -44,7 +44,7 @@ def check_control(
     "Refuse a table of control runs that can't be averaged, naming the lines."
     missing = [c for c in columns if c not in table and c not in ("run_id", "run_name")]
     if missing: raise UserError(f"{where}: column {', '.join(missing)} is missing; a table of control runs has {', '.join(columns)}")
-    ranked = table["is_rt"].map({True: "RR", False: "BT", "True": "RR", "False": "BT", 1: "RR", 0: "BT"})
+    ranked = table["is_rt"].map({True: "RR", False: "BT", "True": "RR", "False": "BT"})
     table = table.assign(method=ranked, line=np.arange(len(table)) + 2)
     for wrong, rows in ((f"unknown environment (known: {', '.join(ENVIRONMENTS)})", ~table["env"].isin(ENVIRONMENTS)), ("is_rt is neither True nor False", ranked.isna()),
                         ("the same environment, noise, method and seed twice", table.duplicated(KEYS, keep=False)), ("noise below 0 or missing", ~(table["noise"] >= 0))):
