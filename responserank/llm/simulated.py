@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'FORMS', 'CIRCUMSTANCES', 'TOPICS', 'VERBS', 'OBJECTS', 'PHRASES', 'WORDS_A_PHRASE', 'WORDS', 'COLUMNS',
            'all_prompts', 'phrase_worth', 'write_answers', 'answer_utility', 'Annotators', 'draw_people', 'assign',
            'annotate', 'compose', 'as_records', 'simulate', 'simulated_table', 'vote_statistics', 'time_statistics',
-           'binarise', 'write_multipref']
+           'chats', 'binarise', 'write_multipref']
 
 # %% ../../nbs/22_llm_simulated.ipynb #cell-002
 import dataclasses
@@ -109,12 +109,12 @@ def draw_people(
 ) -> pd.DataFrame: # name, expert, workload, sensitivity, leaning, tie, clear, pace
     "Draw a pool of annotators."
     a, n = annotators, annotators.normal + annotators.expert
-    def factor(spread): return np.exp(spread * r.normal(size=n))
-    tie = a.tie * factor(a.threshold_spread)
+    tie, workload, sensitivity, leaning, clear, pace = r.normal(size=(6, n))
+    tie = a.tie * np.exp(a.threshold_spread * tie)
     return pd.DataFrame(dict(
         name=[f"normal-{i:03d}" for i in range(a.normal)] + [f"expert-{i:03d}" for i in range(a.expert)], expert=np.arange(n) >= a.normal,
-        workload=factor(a.workload_spread), sensitivity=a.sensitivity * factor(a.sensitivity_spread), leaning=a.leaning_spread * r.normal(size=n),
-        tie=tie, clear=tie + a.clear * factor(a.threshold_spread), pace=factor(a.pace_spread)))
+        workload=np.exp(a.workload_spread * workload), sensitivity=a.sensitivity * np.exp(a.sensitivity_spread * sensitivity),
+        leaning=a.leaning_spread * leaning, tie=tie, clear=tie + a.clear * np.exp(a.threshold_spread * clear), pace=np.exp(a.pace_spread * pace)))
 
 # %% ../../nbs/22_llm_simulated.ipynb #cell-019
 def assign(
@@ -221,9 +221,8 @@ def vote_statistics(
     v = side[np.repeat(count == judges, count)].reshape(-1, judges).astype(int)
     others = v.sum(1, keepdims=True) - v
     right = np.where((v != 0) & (others != 0), np.sign(others) == v, np.nan)
-    def share(which): return float(np.nanmean(right[which])) if (right[which] >= 0).any() else float("nan")
-    stats = dict(ties=float((v == 0).mean()), agreement=share(others != 0))
-    stats |= {f"agreement_{m / (judges - 1):.2f}": share(abs(others) == m) for m in range(1, judges)}
+    where = dict(agreement=others != 0) | {f"agreement_{m / (judges - 1):.2f}": abs(others) == m for m in range(1, judges)}
+    stats = dict(ties=float((v == 0).mean())) | {name: float(pd.Series(right[w]).mean()) for name, w in where.items()}
     return stats | {f"margin_{m / judges:.1f}": float((abs(v.sum(1)) == m).mean()) for m in range(judges + 1)}
 
 # %% ../../nbs/22_llm_simulated.ipynb #cell-039
@@ -245,6 +244,13 @@ def time_statistics(
                 **{f"quartile_{q}": float(right[quartile == q].mean()) for q in range(1, 5)}, pair_correlation=float(z["margin"].corr(z["z"], "spearman")))
 
 # %% ../../nbs/22_llm_simulated.ipynb #cell-059
+def chats(
+    prompts: pd.Series,
+    answers: np.ndarray,
+) -> list: # message lists
+    "Write prompts and answers as conversations."
+    return [[dict(role="user", content=p), dict(role="assistant", content=a)] for p, a in zip(prompts, answers)]
+
 def binarise(
     table: pd.DataFrame, # as from `simulate`
 ) -> pd.DataFrame: # comparison_id, chosen, rejected (message lists), tie_is_common
@@ -252,9 +258,8 @@ def binarise(
     words = [[r["overall_pref"] for r in (*normal, *expert)] for normal, expert in zip(table["normal_worker_annotations"], table["expert_worker_annotations"])]
     votes = np.array([[PREFERENCES[w] for w in ws] for ws in words])
     a_wins = np.sign(votes).sum(1) + votes.sum(1) / 100 >= 0 # where the votes are even, the clearer ones decide
-    def chat(prompt, answer): return [dict(role="user", content=prompt), dict(role="assistant", content=answer)]
     chosen, rejected = (np.where(which, table["completion_a"], table["completion_b"]) for which in (a_wins, ~a_wins))
-    return pd.DataFrame(dict(comparison_id=table["comparison_id"], chosen=list(map(chat, table["text"], chosen)), rejected=list(map(chat, table["text"], rejected)),
+    return pd.DataFrame(dict(comparison_id=table["comparison_id"], chosen=chats(table["text"], chosen), rejected=chats(table["text"], rejected),
                              tie_is_common=(votes == 0).sum(1) >= 2))
 
 # %% ../../nbs/22_llm_simulated.ipynb #cell-060
