@@ -71,7 +71,9 @@ class Artefact:
     look: dict = field(default_factory=dict) # arguments of `draw` or of the form of a table
     beyond: bool = False # True: not among the paper's own
 
-    def points(self, runs) -> pd.DataFrame:
+    def points(self,
+        runs: object, # what `rows` takes first
+    ) -> pd.DataFrame:
         "Estimate what is to be shown."
         return self.rows(runs, **self.take)
 
@@ -114,6 +116,7 @@ def runs_note(points: pd.DataFrame) -> str: # "30 seeds per point"
     short = ", short of " + str(points.attrs["norm"]) if points.attrs.get("short") else ""
     return f"{least if least == most else f'{least}–{most}'} {unit}{'s' * (most != 1)} per {points.attrs.get('per', 'point')}{short}"
 
+# %% ../nbs/07_artefacts.ipynb #cell-019
 def _reference(rows, ax, labels):
     for _, line in rows.iterrows(): reference_line(ax, line["y"], line["lo"], line["hi"], name=line["by"], labels=labels)
 
@@ -134,6 +137,7 @@ def blank(message: str) -> Figure:
     ax.set_axis_off()
     return fig
 
+# %% ../nbs/07_artefacts.ipynb #cell-020
 def _for_tex(points, labels, *texts): # with LaTeX rendering, all texts are LaTeX
     if not plt.rcParams["text.usetex"]: return points, labels, *texts
     said = {c: points[c].map(latex) for c in ("panel", "x", "row") if c in points and not pd.api.types.is_numeric_dtype(points[c])}
@@ -169,7 +173,7 @@ def draw(
     tables = {title: rows for title, rows in points.groupby("panel", sort=False)}
     return panels(tables, panel, columns, xlabel, ylabel, share, legend_rows, width, height)
 
-# %% ../nbs/07_artefacts.ipynb #cell-024
+# %% ../nbs/07_artefacts.ipynb #cell-026
 def uncertainty(value: float, decimals: int) -> str:
     "Write the size of an uncertainty, .9 rather than 0.9."
     text = f"{value:.{decimals}f}"
@@ -187,7 +191,7 @@ def cell_text(
     if row["n"] > 1: text += f" ± {uncertainty(scale * row['sd'], decimals)} [± {uncertainty(scale * row['ci95'], decimals)}]"
     return text if row["n"] >= norm else f"{text} (n = {row['n']:.0f})"
 
-# %% ../nbs/07_artefacts.ipynb #cell-027
+# %% ../nbs/07_artefacts.ipynb #cell-029
 def grid(
     cells: pd.DataFrame, # group (optional), row, column, mean, sd, ci95, n
     scale: float = 1.0,
@@ -211,6 +215,7 @@ def latex(text: object) -> str:
         text = str(text).replace(plain, escaped)
     return text
 
+# %% ../nbs/07_artefacts.ipynb #cell-030
 LONG = 45 # rows from which a table may break over pages
 
 def tabular(
@@ -237,7 +242,7 @@ def grid_latex(
             rows.append([latex(row), *(texts.get(c, "--") for c in columns)])
     return tabular(rows, [latex(corner), *map(latex, columns)], "l" + "r" * len(columns))
 
-# %% ../nbs/07_artefacts.ipynb #cell-032
+# %% ../nbs/07_artefacts.ipynb #cell-035
 def sheet_latex(
     table: pd.DataFrame,
     formats: dict | None = None, # column → function of a value to text, or a format such as ".3f"
@@ -253,6 +258,7 @@ def sheet_latex(
     numeric = ["r" if pd.api.types.is_numeric_dtype(table[c]) else "l" for c in table]
     return tabular(rows, [latex(c) for c in table], "".join(numeric))
 
+# %% ../nbs/07_artefacts.ipynb #cell-036
 def macros_latex(
     values: pd.DataFrame, # name, value
 ) -> str:
@@ -261,7 +267,7 @@ def macros_latex(
 
 WRITTEN = ("grid", "sheet", "macros")
 
-# %% ../nbs/07_artefacts.ipynb #cell-035
+# %% ../nbs/07_artefacts.ipynb #cell-039
 def status(points: pd.DataFrame) -> str: # "complete", "short", "partial" or "empty"
     "Judge an artefact by the runs behind it."
     if points.attrs.get("refused"): return "refused"
@@ -270,6 +276,7 @@ def status(points: pd.DataFrame) -> str: # "complete", "short", "partial" or "em
     if points.attrs.get("missing"): return "partial"
     return "short" if points.attrs.get("short") else "complete"
 
+# %% ../nbs/07_artefacts.ipynb #cell-040
 def _write_table(artefact, points, folder):
     stem, look = folder / "tables" / artefact.name, artefact.look
     lacking = "no runs: " + latex(", ".join(map(str, points.attrs.get("missing", [])[:3]))) + "\n"

@@ -502,6 +502,7 @@ def data_efficiency(
 def efficiency_points(runs: pd.DataFrame) -> pd.DataFrame: # points: a panel per measure, a line per target
     "Lay the shares of data out for a figure; where they are censored the label says so."
     found = data_efficiency(runs)
+    if found.empty: return found
     censored = np.where((found["censored"] > 0.5), " (≤)", "")
     name = found["baseline"].map(NAMES) + [f", {100 * a:.0f} % of data" for a in found["at"]] + censored
     points = found.assign(panel=found["metric"].map(METRICS), by=found["baseline"], x=name, y=found["fraction"].clip(upper=1.05), hi=found["hi"].clip(upper=1.05))

@@ -36,6 +36,7 @@ def _history(text, where):
     try: return np.asarray(json.loads(text), dtype=float)
     except (TypeError, ValueError): raise UserError(f"{where}: {str(text)[:40]!r} is not a list of numbers in JSON") from None
 
+# %% ../../nbs/33_rl_results.ipynb #cell-006
 def check_control(
     table: pd.DataFrame,
     columns: list[str], # that it must have
@@ -52,6 +53,7 @@ def check_control(
     place = {e: i for i, e in enumerate(ENVIRONMENTS)}
     return table.sort_values(KEYS, key=lambda c: c.map(place) if c.name == "env" else c, ignore_index=True)
 
+# %% ../../nbs/33_rl_results.ipynb #cell-007
 def read_runs(path: Path) -> pd.DataFrame: # see `Control.runs`
     "Read one table of control runs."
     runs = check_control(pd.read_csv(path), RUN_COLUMNS, path.name)
@@ -68,7 +70,7 @@ def read_models(path: Path) -> pd.DataFrame: # see `Control.reward_models`
     if len(bad): raise UserError(f"{path.name}: val_accuracy outside [0, 1] or missing: line {', '.join(map(str, bad['line'].head(6)))}")
     return models
 
-# %% ../../nbs/33_rl_results.ipynb #cell-006
+# %% ../../nbs/33_rl_results.ipynb #cell-008
 PUBLISHED = ("mujoco", "highway")
 
 def read_control(
@@ -82,7 +84,7 @@ def read_control(
         if not p.exists(): raise UserError(f"{p}: no such table; control runs write runs.csv and reward_models.csv")
     return Control(*(pd.concat([read(p) for p in some], ignore_index=True) for read, some in zip((read_runs, read_models), paths)))
 
-# %% ../../nbs/33_rl_results.ipynb #cell-009
+# %% ../../nbs/33_rl_results.ipynb #cell-011
 def outcomes(
     control: Control,
     measure: str, # "max", "final" or "val_accuracy"
@@ -96,6 +98,7 @@ def outcomes(
                           group=found["env"].map(ENVIRONMENTS), row=[f"noise {n:g}" for n in found["noise"]], column=found["method"])
     return sourced(points, rows, NORM, missing=[ENVIRONMENTS[e] for e in environments if e not in set(rows["env"])])
 
+# %% ../../nbs/33_rl_results.ipynb #cell-012
 def outcome_cells(control: Control, measure: str) -> pd.DataFrame: # cells: a group per environment, a row per noise, a column per method
     "Average runs for a table."
     found = outcomes(control, measure)
@@ -110,7 +113,7 @@ def outcome_bars(control: Control, measure: str) -> pd.DataFrame: # points whose
     points.attrs = found.attrs
     return points
 
-# %% ../../nbs/33_rl_results.ipynb #cell-010
+# %% ../../nbs/33_rl_results.ipynb #cell-013
 _WORDS = {"max": "largest return", "final": "last return", "val_accuracy": "validation accuracy"}
 _FOUND = {"max": "The mean of RR is above that of BT at every level of noise in Swimmer and merge, and mostly in HalfCheetah; in Walker2d it falls below as the noise grows. The intervals of five seeds overlap nearly everywhere.",
           "final": "At the end of training the picture is that at its best, with wider intervals; in Walker2d RR has lost more of what it had reached.",
@@ -123,7 +126,7 @@ OUTCOMES = [a for m in _WORDS for a in (
     Artefact(f"rl_control_{m}_reward" if m != "val_accuracy" else "rl_control_rew_model_accuracy", f"{_WORDS[m].capitalize()} by environment and noise: mean ± sd [± 95 %] over five seeds, the better one in bold.",
              outcome_cells, {"measure": m}, "grid", {"decimals": 3 if m == "val_accuracy" else 1, "best": "row"}))]
 
-# %% ../../nbs/33_rl_results.ipynb #cell-015
+# %% ../../nbs/33_rl_results.ipynb #cell-018
 GRID = {"merge-v0": 4096}
 
 def on_grid(
@@ -135,7 +138,7 @@ def on_grid(
     grid = np.arange(-(-steps[0] // spacing), steps[-1] // spacing + 1) * spacing
     return grid, np.interp(grid, steps, rewards)
 
-# %% ../../nbs/33_rl_results.ipynb #cell-017
+# %% ../../nbs/33_rl_results.ipynb #cell-020
 def training_curves(
     control: Control,
     env: str,
@@ -154,7 +157,7 @@ _LEARNED = {"Swimmer-v5": "In Swimmer RR's mean pulls away and its band widens w
 TRAINING = [Artefact(f"rl_control_curves_{title.lower()}", _LEARNED[env], training_curves, {"env": env}, "curves",
                      {"xlabel": "thousand steps", "ylabel": "true return", "columns": 4, "share": "both", "height": 1.7}) for env, title in ENVIRONMENTS.items()]
 
-# %% ../../nbs/33_rl_results.ipynb #cell-020
+# %% ../../nbs/33_rl_results.ipynb #cell-023
 def paired_runs(
     control: Control,
     measure: str, # "max" or "final"
@@ -162,6 +165,7 @@ def paired_runs(
     "Line up the two methods by environment, noise and seed."
     return control.runs.pivot(index=["env", "noise", "seed"], columns="method", values=measure).reindex(columns=["BT", "RR"]).dropna().reset_index()
 
+# %% ../../nbs/33_rl_results.ipynb #cell-024
 def interquartile(
     control: Control,
     measures: tuple[str, ...] = ("max", "final"),
@@ -186,6 +190,7 @@ def interquartile(
     table.attrs["short"] = [f"{ENVIRONMENTS[e]} noise {n:g} {m} (n = {k})" for (e, n, m), k in have.items() if k < NORM]
     return table
 
+# %% ../../nbs/33_rl_results.ipynb #cell-025
 def interquartile_points(control: Control) -> pd.DataFrame: # points: a panel per measure, a line per environment
     "Lay the relative differences out for a forest plot."
     table = interquartile(control)
@@ -193,7 +198,7 @@ def interquartile_points(control: Control) -> pd.DataFrame: # points: a panel pe
     points.attrs = table.attrs | {"unit": "pair", "per": "line"}
     return points
 
-# %% ../../nbs/33_rl_results.ipynb #cell-021
+# %% ../../nbs/33_rl_results.ipynb #cell-026
 def _interval(row, method): return f"{row[method]:.1f} [{row[method + '_lo']:.1f}, {row[method + '_hi']:.1f}]" if row[method] == row[method] else "--"
 
 INTERQUARTILE = [
@@ -203,7 +208,7 @@ INTERQUARTILE = [
              interquartile, {}, "sheet", {"formats": {"measure": _WORDS.get} | dict.fromkeys(["BT", "BT_lo", "BT_hi", "RR", "RR_lo", "RR_hi"], ".1f") | dict.fromkeys(["relative_difference", "lo", "hi"], "+.3f")}, beyond=True)]
 ARTEFACTS = [*OUTCOMES, *TRAINING, *INTERQUARTILE]
 
-# %% ../../nbs/33_rl_results.ipynb #cell-025
+# %% ../../nbs/33_rl_results.ipynb #cell-030
 NAME = re.compile(r"(?P<policy>RL_)?ppo_(?P<env>[A-Za-z0-9]+-v\d+)_(?P<seed>\d+)_comparative_(?P<again>\d+)(_noise_(?P<noise>\d+(\.\d+)?))?_nfeedback_5000(?P<ranked>_rt1\.0)?")
 
 def read_name(name: str) -> dict | None: # policy, env, seed, noise, is_rt; None: not such a name
@@ -212,7 +217,7 @@ def read_name(name: str) -> dict | None: # policy, env, seed, noise, is_rt; None
     if not found or found["seed"] != found["again"]: return None
     return {"policy": bool(found["policy"]), "env": found["env"], "noise": float(found["noise"] or 0), "is_rt": bool(found["ranked"]), "seed": int(found["seed"])}
 
-# %% ../../nbs/33_rl_results.ipynb #cell-028
+# %% ../../nbs/33_rl_results.ipynb #cell-033
 STEP_NAMES = ["global_step", "_step"]
 REWARD_NAMES = ["reward", "eval/mean_reward", "rollout/ep_rew_mean", "mean_reward", "episode_reward"]
 ACCURACY_NAMES = ["val_accuracy", "val/accuracy", "validation_accuracy", "eval/accuracy"]
@@ -235,6 +240,7 @@ def reward_history(
         if found: return [float(s) for s, _ in found], [float(r) for _, r in found]
     return None
 
+# %% ../../nbs/33_rl_results.ipynb #cell-034
 def validation_accuracy(
     run: object, # of wandb's API
     names: list[str] = ACCURACY_NAMES,
@@ -246,13 +252,14 @@ def validation_accuracy(
     logged = [r[n] for r in _logged(run) for n in names if _number(r.get(n))]
     return float(logged[-1]) if logged else None
 
-# %% ../../nbs/33_rl_results.ipynb #cell-030
+# %% ../../nbs/33_rl_results.ipynb #cell-036
 class Collected(NamedTuple):
     "What a wandb project had to offer."
     runs: pd.DataFrame          # columns of the published table of runs
     reward_models: pd.DataFrame # columns of the published table of reward models
     skipped: dict               # reason → names of runs
 
+# %% ../../nbs/33_rl_results.ipynb #cell-037
 def collect_control(
     project: str, # "ENTITY/PROJECT"
     api: object | None = None, # of wandb, or anything with `runs(project)`; None: wandb's own

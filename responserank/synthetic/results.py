@@ -30,6 +30,7 @@ class Fits(NamedTuple):
 
 KEYS = ["dataset", "learner", "size", "trial"]
 
+# %% ../../nbs/13_synthetic_results.ipynb #cell-006
 def check_fits(
     trials: pd.DataFrame,
     where: str = "trials", # name of the table, for messages
@@ -46,6 +47,7 @@ def check_fits(
         if rows.any(): raise UserError(f"{where}: {wrong}: line {', '.join(map(str, np.flatnonzero(rows)[:6] + 2))}; {int(rows.sum())} in all")
     return trials
 
+# %% ../../nbs/13_synthetic_results.ipynb #cell-007
 def read_fits(
     folder: str | Path | None = None, # where a study wrote its tables; None: the published ones
 ) -> Fits:
@@ -57,7 +59,7 @@ def read_fits(
     trials, kendall, confusion = map(pd.read_csv, paths)
     return Fits(check_fits(trials, paths[0].name), kendall, confusion)
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-008
+# %% ../../nbs/13_synthetic_results.ipynb #cell-010
 GROUPS = {"": ["deterministic_all", "stochastic", "drift_diffusion"],
           "_no_variability": ["deterministic_all_no_variability", "stochastic_no_variability", "drift_diffusion_no_variability"]}
 TITLES = {d: d.removesuffix("_no_variability").removesuffix("_all").replace("_", " ") for d in DATASETS}
@@ -77,6 +79,7 @@ def chosen(
     rows = rows.sort_values(["dataset", "learner", "size", "trial"], key=lambda c: c.map(place) if c.name in ("dataset", "learner") else c)
     return rows, [d for d in datasets if not (rows["dataset"] == d).any()]
 
+# %% ../../nbs/13_synthetic_results.ipynb #cell-011
 def fit_boxes(
     fits: Fits,
     measure: str, # accuracy or pdc
@@ -91,6 +94,7 @@ def fit_boxes(
     points.attrs["per"] = "box"
     return points
 
+# %% ../../nbs/13_synthetic_results.ipynb #cell-012
 def fit_curves(
     fits: Fits,
     measure: str,
@@ -101,7 +105,7 @@ def fit_curves(
     found = estimate(rows, ["dataset", "learner", "size"], measure, "trial")
     return sourced(found.assign(panel=found["dataset"].map(TITLES), by=found["learner"], x=found["size"], y=found["mean"]), rows, NORM, "trial", missing)
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-009
+# %% ../../nbs/13_synthetic_results.ipynb #cell-013
 _CLAIMS = {
     "": {"accuracy": "Where strata differ in speed, ResponseRank agrees with choices most often; pooling the strata, or trusting the times themselves, is worse than ignoring them.",
          "pdc": "Where strata differ in speed, ResponseRank learns strength best; pooling the strata, or trusting the times themselves, is worse than ignoring them."},
@@ -115,7 +119,7 @@ CURVES = [Artefact(f"synthetic_{m}_size{g}", claim + " So it is at every size.",
                    _AXIS[m] | {"xlabel": "share of the 50 training comparisons, per cent", "percent_x": 0, "labels": LABELS, "height": 1.9, "legend_rows": 2})
           for g, claims in _CLAIMS.items() for m, claim in claims.items()]
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-013
+# %% ../../nbs/13_synthetic_results.ipynb #cell-017
 def fit_cells(
     fits: Fits,
     measure: str,
@@ -135,7 +139,7 @@ TABLES = [Artefact(name + g, f"{MEASURES[m].capitalize()} at each training size,
                    fit_cells, {"measure": m, "datasets": GROUPS[g]}, "grid", {"scale": scale, "decimals": decimals, "corner": "learner"})
           for g in GROUPS for name, m, scale, decimals in (("choice_accuracy", "accuracy", 100, 1), ("pearson_distance_correlation", "pdc", 1, 3))]
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-018
+# %% ../../nbs/13_synthetic_results.ipynb #cell-022
 PAIRS = [("rr", "bt"), ("rr", "rr_perm"), ("rr", "rt_regression"), ("rt_regression", "bt"), ("rt_regression", "rt_regression_perm"), ("rr", "rr_pooled")]
 
 def signed_rank(
@@ -151,6 +155,7 @@ def arrow(effect: pd.Series, p: pd.Series, level: float = 0.05) -> np.ndarray: #
     "Point to where the first learner stands."
     return np.where(p < level, np.where(effect > 0, "↑", "↓"), "–")
 
+# %% ../../nbs/13_synthetic_results.ipynb #cell-023
 def tests(
     fits: Fits,
     datasets: list[str],
@@ -174,6 +179,7 @@ def tests(
     found["arrow"] = np.where(single, arrow(found["effect"], found["p_holm"]), arrow(found["effect"], found["p"]))
     return sourced(found, rows, NORM, "trial", missing)
 
+# %% ../../nbs/13_synthetic_results.ipynb #cell-024
 def pooled_tests(
     fits: Fits,
     datasets: list[str],
@@ -187,7 +193,7 @@ def pooled_tests(
     pooled.attrs = found.attrs
     return pooled
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-022
+# %% ../../nbs/13_synthetic_results.ipynb #cell-028
 def _p(p): return format_p(p).removeprefix("= ")
 
 _SHEET = {"formats": {"measure": MEASURES.get, "dataset": TITLES.get, "first": LABELS.get, "second": LABELS.get, "difference": "+.3f", "effect": "+.2f", "p": _p, "p_holm": _p}}
@@ -197,7 +203,7 @@ SIGNIFICANCE = [a for g in GROUPS for a in (
     Artefact(f"significance_by_size{g}", f"The same tests at each training size, {_WITH[g]} variability, Holm-corrected within a measure.",
              tests, {"datasets": GROUPS[g]}, "sheet", _SHEET, beyond=True))]
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-024
+# %% ../../nbs/13_synthetic_results.ipynb #cell-030
 def kendall_points(fits: Fits, datasets: list[str]) -> pd.DataFrame: # observations: a panel per data set
     "Lay Kendall's τ of strength and speed out for histograms."
     rows = fits.kendall[fits.kendall["dataset"].isin(datasets)].sort_values("dataset", key=lambda d: d.map(datasets.index), kind="stable")
@@ -207,6 +213,7 @@ def kendall_points(fits: Fits, datasets: list[str]) -> pd.DataFrame: # observati
     points.attrs["per"] = "panel"
     return points
 
+# %% ../../nbs/13_synthetic_results.ipynb #cell-031
 def confusion_points(fits: Fits, datasets: list[str]) -> pd.DataFrame: # a cell per preference and choice, a panel per data set
     "Average the shares of choices given the true preference."
     rows = fits.confusion[fits.confusion["dataset"].isin(datasets)]
@@ -227,5 +234,5 @@ DATA = [a for g in GROUPS for a in (
     Artefact(f"synthetic_confusion{g}", "How often the better item is chosen: always in the deterministic data, usually in the stochastic and drift-diffusion data.",
              confusion_points, {"datasets": GROUPS[g]}, "heat", {"xlabel": "chosen", "ylabel": "truly preferred", "legend_rows": 0, "share": "both", "height": 1.5}))]
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-027
+# %% ../../nbs/13_synthetic_results.ipynb #cell-034
 ARTEFACTS = [*BOXES, *CURVES, *TABLES, *SIGNIFICANCE, *DATA]
