@@ -7,7 +7,7 @@ __all__ = ['TRUE', 'FALSE', 'READERS', 'NOT_IDENTITY', 'BEAT', 'EXPIRY', 'UserEr
            'coerce', 'with_overrides', 'plain', 'canonical_json', 'derive_seed', 'rng', 'atomic_path', 'write_text',
            'write_csv', 'write_json', 'read_json', 'group_name', 'run_folder', 'content_hash', 'repo_root', 'versions',
            'git_state', 'run_status', 'Interrupted', 'one_line', 'Claim', 'claim_run', 'undisturbed', 'in_kernel',
-           'interruptible', 'flatten', 'collect_runs', 'progress']
+           'interruptible', 'flatten', 'collect_runs', 'Line', 'progress']
 
 # %% ../nbs/04_runs.ipynb #cell-002
 import contextlib, ctypes, dataclasses, difflib, gzip, hashlib, json, math, os, re, select, shlex, signal
@@ -618,6 +618,21 @@ def collect_runs(
     return rows.reindex(columns=[*first, *(c for c in rows.columns if c not in first)])
 
 # %% ../nbs/04_runs.ipynb #cell-065
+class Line:
+    "Where a bar writes in a notebook: one line of output that is rewritten, so that saved notebooks stay tidy."
+    handle = None
+
+    def write(self, text: str):
+        "Replace the line, unless there is nothing to show."
+        from IPython.display import display
+        shown = {"text/plain": text.strip()}
+        if not shown["text/plain"]: return
+        if self.handle is None: self.handle = display(shown, raw=True, display_id=True)
+        else: self.handle.update(shown, raw=True)
+
+    def flush(self):
+        "Do nothing: a line is shown when it is written."
+
 def progress(
     iterable: typing.Iterable | None = None,
     total: int | None = None,
@@ -627,4 +642,5 @@ def progress(
     "Wrap an iterable in a progress bar that stays out of logs."
     notebook = in_kernel()
     quiet = not notebook and not sys.stderr.isatty()
-    return tqdm(iterable, total=total, desc=desc, disable=quiet, delay=5 if notebook else 0, leave=False, **kwargs)
+    return tqdm(iterable, total=total, desc=desc, disable=quiet, delay=2 if notebook else 0, leave=notebook,
+                file=Line() if notebook else None, **kwargs)

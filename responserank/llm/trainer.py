@@ -6,14 +6,13 @@
 __all__ = ['SIMULATED_TEST', 'WANDB_MODES', 'batch_loss', 'count_comparisons', 'RankingTrainer', 'RankingLoader', 'equal_parts',
            'load_data', 'Prepared', 'all_texts', 'prepare_data', 'fit_settings', 'training_rows', 'training_arguments',
            'Bar', 'Redeal', 'Result', 'curve_table', 'make_trainer', 'batch_report', 'fit', 'last_checkpoint',
-           'wandb_log', 'WandbLog', 'data_hash', 'describe_run', 'run', 'dry_result', 'finished_result', 'train',
-           'run_metrics', 'run_all', 'data_report_table', 'headline', 'strength_bins', 'training_figure', 'draw_loss',
-           'draw_accuracy', 'draw_rewards', 'draw_strength']
+           'wandb_log', 'WandbLog', 'data_hash', 'describe_run', 'from_root', 'run', 'dry_result', 'finished_result',
+           'train', 'run_metrics', 'run_all', 'data_report_table', 'headline', 'strength_bins', 'training_figure',
+           'draw_loss', 'draw_accuracy', 'draw_rewards', 'draw_strength']
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-002
 import contextlib, math, os, tempfile, time
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -23,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from ..rankings import bradley_terry_loss, preference_loss
 from ..figures import FAINT, curves, histogram, percent, size, theme
 from ..strata import deal_rankings, shuffle_ranks
-from ..runs import (UserError, check_name, claim_run, content_hash, git_state, group_name, interruptible, progress, read_json, rng,
+from ..runs import (UserError, check_name, claim_run, content_hash, git_state, group_name, interruptible, progress, read_json, repo_root, rng,
                                run_folder, versions, write_csv)
 from .batches import PreferenceCollator, RankingBatchSampler, cohesion
 from .methods import Settings, resolve
@@ -401,7 +400,15 @@ def describe_run(
     return dict(method=method, preset=preset, data=data, fraction=fraction, seed=seed, model_seed=model_seed, group=group,
                 settings=settings.identity(), versions=versions(), git=git_state())
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-051
+# %% ../../nbs/25_llm_trainer.ipynb #cell-052
+def from_root(
+    data: str, # a path, or a name
+) -> str:
+    "Find data that lie relative to the checkout's root rather than to the current folder."
+    path = repo_root() / str(data)
+    return str(path) if not Path(data).exists() and path.exists() else str(data)
+
+# %% ../../nbs/25_llm_trainer.ipynb #cell-054
 WANDB_MODES = ("offline", "online", "disabled")
 
 def run(
@@ -421,8 +428,9 @@ def run(
     "Do a run once: claim it, train, evaluate, write its files; or read them where it is done."
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
     settings = replace(resolve(method, preset, overrides), fraction=fraction)
+    data = from_root(data)
     about = describe_run(method, preset, str(data), fraction, seed, model_seed, settings)
-    folder = run_folder(out, about["group"], fraction, seed)
+    folder = run_folder(repo_root() / out, about["group"], fraction, seed)
     with interruptible(), claim_run(folder, redo=redo, facts=about) as claim:
         if claim.finished: return finished_result(folder, save_model)
         start, ready = time.time(), prepare_data(settings, data, seed)
@@ -437,7 +445,7 @@ def run(
     result.metrics["status"] = "finished"
     return result
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-052
+# %% ../../nbs/25_llm_trainer.ipynb #cell-055
 def dry_result(
     claim, # the run's claim
     about: dict,
@@ -461,7 +469,7 @@ def finished_result(
     if save_model: result.model # an error that names redo, where the run saved none
     return result
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-053
+# %% ../../nbs/25_llm_trainer.ipynb #cell-056
 def train(
     method: str = "rr_agree",
     preset: str = "tiny",
@@ -474,7 +482,7 @@ def train(
     "Train whatever has been trained before, and return the result with its model."
     return run(method, preset, data, out=out or tempfile.mkdtemp(prefix="responserank-"), wandb_mode=wandb_mode, redo=True, **kwargs)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-055
+# %% ../../nbs/25_llm_trainer.ipynb #cell-058
 def run_metrics(parameters: dict) -> dict: # the run's metrics.json
     "Do one run with `run`'s parameters and return its metrics alone."
     return run(**parameters).metrics
@@ -491,7 +499,7 @@ def run_all(
     return pd.DataFrame([{k: m[k] for k in ("method", "preset", "fraction", "seed", "group")} | m["eval"] | dict(epochs=m["settings"]["epochs"],
                           train_seconds=m["seconds"]["train"]) for m in done])
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-057
+# %% ../../nbs/25_llm_trainer.ipynb #cell-060
 def data_report_table(result: Result) -> pd.DataFrame: # one row per step
     "List what each step from annotations to rankings did."
     return report_table(result.metrics["data_report"]["steps"]).set_index("step")
@@ -504,7 +512,7 @@ def headline(
                             train_examples=m["data_report"]["train_examples"], seconds=m.get("seconds", {}).get("total"))
     return pd.DataFrame([row(r.metrics) for r in results]).set_index("method").round(4)
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-059
+# %% ../../nbs/25_llm_trainer.ipynb #cell-062
 def strength_bins(
     predictions: pd.DataFrame, # as in `Result`
     truth: str = "true_diff", # or "margin"
@@ -517,7 +525,7 @@ def strength_bins(
     return pd.DataFrame(dict(strength=strength.groupby(pd.qcut(strength, bins, labels=False, duplicates="drop")).mean(), predicted=grouped.mean(),
                              lo=grouped.mean() - half, hi=grouped.mean() + half, n=grouped.size()))
 
-# %% ../../nbs/25_llm_trainer.ipynb #cell-061
+# %% ../../nbs/25_llm_trainer.ipynb #cell-064
 def training_figure(result: Result):
     "Draw loss, accuracy, rewards and strength of one run."
     p, c, method = result.predictions, result.curve, result.metrics["method"]
