@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1",
                   HF_HUB_DISABLE_PROGRESS_BARS="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false",
                   MPLBACKEND="agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: threads cost more than they gain, above all on a busy machine
 os.environ.pop("IN_TEST", None)  # set by a notebook runner; nbdev_export would do nothing
 
 import pytest
