@@ -1,5 +1,6 @@
 """What every test file may ask for, and an environment without network, trackers or stray threads."""
 import os
+import signal
 from pathlib import Path
 
 # Before any test file imports a library that reads these.
@@ -12,6 +13,10 @@ os.environ.pop("IN_TEST", None)  # set by a notebook runner; nbdev_export would 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with `&` by a script: children would inherit deafness to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
