@@ -227,7 +227,7 @@ def read_json(path: str | Path) -> object:
     except json.JSONDecodeError as e: raise UserError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
 
 # %% ../nbs/04_runs.ipynb #cell-032
-NOT_IDENTITY = ("method", "preset", "model_seed", "seed", "fraction", "out", "redo", "dry_run", "save_model", "wandb_mode")
+NOT_IDENTITY = ("method", "preset", "model_seed", "seed", "fraction", "out", "redo", "dry_run", "save_model", "wandb_mode", "checkpoint_steps", "evaluate")
 
 def _whole(value): # 2.0 and 2 are the same setting
     if isinstance(value, dict): return {k: _whole(v) for k, v in value.items()}

@@ -53,6 +53,7 @@ class DataSettings:
     packer: Literal["best_fit", "slice"] = "best_fit"
     loss_scope: Literal["micro_batch", "step"] = "micro_batch" # what one loss evaluation sees
     eval_tokens: int = 16384 # padded tokens in an evaluation batch
+    evaluate: Literal["epochs", "end"] = "epochs" # score the test rows after each epoch, or once; no part of a run's identity
 
 # %% ../../nbs/23_llm_methods.ipynb #cell-009
 @dataclass(frozen=True)

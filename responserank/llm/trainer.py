@@ -66,7 +66,7 @@ class RankingTrainer(Trainer):
         seed: int = 0, # governs the order of the batches
         **kwargs
     ):
-        self.settings, self.test, self.pad_token_id, self.seed = settings, test, pad_token_id, seed
+        self.settings, self.test, self.pad_token_id, self.seed, self.rewards = settings, test, pad_token_id, seed, None
         super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=test,
                          data_collator=PreferenceCollator(pad_token_id), **kwargs)
         self.remove_callback(PrinterCallback) # a line per step is no progress bar
@@ -228,7 +228,7 @@ def training_arguments(
         gradient_accumulation_steps=1 if s.loss_scope == "step" else s.gradient_accumulation_steps,
         learning_rate=s.learning_rate, lr_scheduler_type=s.scheduler, warmup_steps=s.warmup_ratio, weight_decay=s.weight_decay,
         adam_beta1=s.adam_beta1, adam_beta2=s.adam_beta2, adam_epsilon=s.adam_epsilon, max_grad_norm=s.max_grad_norm,
-        bf16=s.bf16, activation_checkpointing=s.gradient_checkpointing, eval_strategy="epoch", use_cpu=not torch.cuda.is_available(),
+        bf16=s.bf16, activation_checkpointing=s.gradient_checkpointing, eval_strategy="epoch" if s.evaluate == "epochs" else "no", use_cpu=not torch.cuda.is_available(),
         save_strategy="steps" if s.checkpoint_steps else "no", save_steps=s.checkpoint_steps or 500, save_total_limit=2)
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-031
@@ -318,6 +318,7 @@ def fit(
     "Train, evaluate, and write the curve and the predictions."
     trainer, start = make_trainer(ready, folder / "checkpoints", seed, model_seed, callbacks), time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    if trainer.rewards is None: trainer.evaluate()
     seconds = time.time() - start
     with contextlib.suppress(OSError): (folder / "checkpoints").rmdir() # empty unless checkpoints were asked for
     curve, predictions = curve_table(trainer.state.log_history), predictions_table(ready.test, *trainer.rewards)
