@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STATES', 'SUFFIXES', 'WARM', 'PRELOADED', 'ALONE', 'ARRAY', 'PUBLISHED_COLUMNS', 'RUN_COLUMNS', 'ENDED', 'KEY',
-           'ORDER', 'WANDB_STATES', 'words', 'read_methods', 'read_seeds', 'read_fractions', 'grid', 'run_folders',
-           'read_progress', 'run_standing', 'standing', 'data_name', 'time_left', 'in_words', 'by_group',
-           'status_lines', 'bar_text', 'ForkedKernel', 'serve_kernel', 'warm_manager', 'train_notebook', 'execute',
-           'die_with_parent', 'stop_kernel', 'work', 'run_plainly', 'Nursery', 'nursery', 'Workers', 'Sweep',
-           'look_again', 'sweep', 'array_tasks', 'ranges', 'array_script', 'submit', 'take_share', 'grid_name',
-           'note_grid', 'noted_runs', 'grid_lines', 'as_text', 'override_text', 'score_columns', 'run_row',
+           'ORDER', 'WANDB_STATES', 'words', 'read_methods', 'read_seeds', 'read_fractions', 'grid', 'grid_name',
+           'note_grid', 'noted_runs', 'run_folders', 'read_progress', 'run_standing', 'standing', 'data_name',
+           'time_left', 'in_words', 'by_group', 'status_lines', 'bar_text', 'ForkedKernel', 'serve_kernel',
+           'warm_manager', 'train_notebook', 'execute', 'die_with_parent', 'stop_kernel', 'work', 'run_plainly',
+           'Nursery', 'nursery', 'Workers', 'Sweep', 'look_again', 'sweep', 'array_tasks', 'ranges', 'array_script',
+           'submit', 'take_share', 'grid_lines', 'as_text', 'override_text', 'score_columns', 'run_row',
            'collect_folders', 'csv_text', 'read_table', 'merge_runs', 'same_place', 'some', 'collect', 'collect_lines',
            'registry', 'unflatten', 'own_metrics', 'published_row', 'project_row', 'collect_project']
 
@@ -89,6 +89,22 @@ def grid(
     return table
 
 # %% ../../nbs/27_llm_sweep.ipynb #cell-011
+def grid_name(runs: pd.DataFrame) -> str: # 8 hexadecimal digits
+    "Name a grid by what it holds."
+    return hashlib.sha256(canonical_json(sorted(runs["run"])).encode()).hexdigest()[:8]
+
+def note_grid(runs: pd.DataFrame, out: Path, command: str) -> Path:
+    "Leave a note of a grid beside its runs."
+    return write_json(out / f"sweep-{grid_name(runs)}.json", dict(command=command, runs=list(runs["run"])))
+
+def noted_runs(out: Path) -> list[str]:
+    "List the runs of all grids that were noted below a folder."
+    found = []
+    for path in sorted(out.glob("sweep-*.json")):
+        with contextlib.suppress(UserError, KeyError, TypeError): found += read_json(path)["runs"]
+    return found
+
+# %% ../../nbs/27_llm_sweep.ipynb #cell-013
 STATES = ["finished", "running", "waiting", "interrupted", "failed", "dead", "corrupt"]
 
 def run_folders(out: str | Path) -> list[Path]:
@@ -125,7 +141,7 @@ def standing(
     table = table.reindex(columns=["run", "group", "method", "data", "fraction", "seed", "status", "doing", "done", "total", "left", "seconds", "error"])
     return table.replace({"status": {"empty": "waiting", "dry_run": "waiting"}})
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-013
+# %% ../../nbs/27_llm_sweep.ipynb #cell-015
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 def data_name(data: str) -> str: # "simulated", the stem of a file, the name of a folder, a name on the hub
@@ -136,7 +152,7 @@ def data_name(data: str) -> str: # "simulated", the stem of a file, the name of 
     while path.suffix.lower() in SUFFIXES: path = path.with_suffix("")
     return path.name
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-016
+# %% ../../nbs/27_llm_sweep.ipynb #cell-018
 def time_left(table: pd.DataFrame) -> float: # seconds; NaN where nothing can be said
     "Estimate when the runs of a table will be done."
     running, waiting = table[table["status"] == "running"], table[table["status"] == "waiting"]
@@ -184,7 +200,7 @@ def bar_text(done: float, total: float, width: int = 20) -> str: # "████
     full = int(width * done / total)
     return "█" * full + "·" * (width - full) + f" {done / total:4.0%}"
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-019
+# %% ../../nbs/27_llm_sweep.ipynb #cell-021
 WARM = sys.platform.startswith("linux")
 
 class ForkedKernel:
@@ -224,7 +240,7 @@ class ForkedKernel:
     def kill(self): self.send_signal(signal.SIGKILL)
     def terminate(self): self.send_signal(signal.SIGTERM)
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-020
+# %% ../../nbs/27_llm_sweep.ipynb #cell-022
 def serve_kernel(
     told: int, # pipe that says the command line
     parent: int,
@@ -246,7 +262,7 @@ def serve_kernel(
         pass
     finally: os._exit(status)
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-022
+# %% ../../nbs/27_llm_sweep.ipynb #cell-024
 def warm_manager(kernel: ForkedKernel) -> type:
     "Make the class of kernel manager that hands out one kernel which runs already."
     from jupyter_client.manager import AsyncKernelManager
@@ -264,7 +280,7 @@ def warm_manager(kernel: ForkedKernel) -> type:
             return await super()._async_pre_start_kernel(**kwargs)
     return WarmKernelManager
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-024
+# %% ../../nbs/27_llm_sweep.ipynb #cell-026
 def train_notebook() -> Path | None: # None outside a checkout
     "Find the notebook that a sweep executes."
     path = repo_root() / "nbs" / "20_llm_train.ipynb"
@@ -303,7 +319,7 @@ def stop_kernel(kernel: ForkedKernel, folder: Path):
         if run_status(folder)[0] != "finished": kernel.terminate()
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, handler)
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-025
+# %% ../../nbs/27_llm_sweep.ipynb #cell-027
 def work(
     request: dict, # run, folder, parameters (of the notebook), notebook (None: no checkout)
     said: int, # where to write a line about what went wrong
@@ -332,7 +348,7 @@ def run_plainly(parameters: dict):
     from responserank.llm.trainer import run
     run(**parameters)
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-027
+# %% ../../nbs/27_llm_sweep.ipynb #cell-029
 PRELOADED = ["responserank.llm.trainer", "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager", "wandb"]
 
 class Nursery:
@@ -361,7 +377,7 @@ class Nursery:
             del self.workers[pid]
             os.write(self.said, json.dumps(dict(run=run, code=os.waitstatus_to_exitcode(status))).encode() + b"\n")
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-028
+# %% ../../nbs/27_llm_sweep.ipynb #cell-030
 def nursery(warm: bool) -> None:
     "Take requests from standard input until it closes; the body of the process."
     here, unread = Nursery(warm), b""
@@ -380,7 +396,7 @@ def nursery(warm: bool) -> None:
     while here.workers and time.monotonic() < end: here.reap(); time.sleep(.03)
     here.signal(signal.SIGKILL)
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-030
+# %% ../../nbs/27_llm_sweep.ipynb #cell-032
 ALONE = dict(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTORCH_NVML_BASED_CUDA_CHECK="1")
 
 class Workers:
@@ -420,7 +436,7 @@ class Workers:
         except subprocess.TimeoutExpired: self.process.kill()
         self.process.stdout.close()
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-032
+# %% ../../nbs/27_llm_sweep.ipynb #cell-034
 class Sweep:
     "A sweep in progress: what is to be done, what is being done, what became of it."
     def __init__(self, runs: pd.DataFrame, out: Path, retries: int, say):
@@ -456,7 +472,7 @@ class Sweep:
         "Count the runs that nothing more will be done about."
         return sum(e["status"] == "finished" or run not in self.queue for run, e in self.ends.items())
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-033
+# %% ../../nbs/27_llm_sweep.ipynb #cell-035
 def look_again(state: Sweep) -> bool: # True: there may be something to begin
     "See what became of the runs that others were at; wait where somebody has gone silent."
     states = {run: (run_status(state.out / run)[0], silence(state.out / run)) for run in state.elsewhere}
@@ -490,7 +506,7 @@ def sweep(
     ends = pd.DataFrame([state.ends.get(run, dict(status="waiting")) for run in runs["run"]]).reindex(columns=["status", "tries", "error", "wall"])
     return runs.reset_index(drop=True).join(ends)
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-037
+# %% ../../nbs/27_llm_sweep.ipynb #cell-039
 ARRAY = 1000 # tasks of an array at most; SLURM's own limit is 1001 unless it is configured
 
 def array_tasks(
@@ -524,7 +540,7 @@ def array_script(
              f"exec {shlex.quote(sys.executable)} -c 'from responserank.cli import main; main()' sweep {shlex.join(words)} --workers 1 --share $SLURM_ARRAY_TASK_ID/{of}"]
     return "\n".join(lines) + "\n"
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-038
+# %% ../../nbs/27_llm_sweep.ipynb #cell-040
 def submit(script: Path) -> str: # the job's number
     "Hand a script to SLURM."
     if not shutil.which("sbatch"): raise UserError(f"--slurm: there is no sbatch on this machine; run this on the cluster, or without --slurm; the script is {script}")
@@ -541,22 +557,7 @@ def take_share(
     if not match or int(match[1]) >= int(match[2]): raise UserError(f"--share {share}: should be I/N with I from 0 to N - 1")
     return runs.iloc[int(match[1])::int(match[2])].reset_index(drop=True)
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-041
-def grid_name(runs: pd.DataFrame) -> str: # 8 hexadecimal digits
-    "Name a grid by what it holds."
-    return hashlib.sha256(canonical_json(sorted(runs["run"])).encode()).hexdigest()[:8]
-
-def note_grid(runs: pd.DataFrame, out: Path, command: str) -> Path:
-    "Leave a note of a grid beside its runs."
-    return write_json(out / f"sweep-{grid_name(runs)}.json", dict(command=command, runs=list(runs["run"])))
-
-def noted_runs(out: Path) -> list[str]:
-    "List the runs of all grids that were noted below a folder."
-    found = []
-    for path in sorted(out.glob("sweep-*.json")):
-        with contextlib.suppress(UserError, KeyError, TypeError): found += read_json(path)["runs"]
-    return found
-
+# %% ../../nbs/27_llm_sweep.ipynb #cell-043
 def grid_lines(runs: pd.DataFrame, out: Path) -> list[str]: # a line per method, overrides and fraction, then the total
     "Say what a grid holds and how much of it is finished."
     states = standing(out, list(runs["run"]))
@@ -565,7 +566,7 @@ def grid_lines(runs: pd.DataFrame, out: Path) -> list[str]: # a line per method,
     n, usual = int(finished["finished"].sum()), states["seconds"].mean()
     return [*lines, f"{len(runs)} runs, {n} finished, {len(runs) - n} to do" + (f"; finished ones took {in_words(usual)} each" if usual == usual else "")]
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-044
+# %% ../../nbs/27_llm_sweep.ipynb #cell-046
 def as_text(value: object) -> str: # as `parse_overrides` reads it
     "Write a setting's value."
     if value is None: return "none"
@@ -584,7 +585,7 @@ def override_text(metrics: dict) -> str: # "epochs=2 rank_weight=0.25"; empty fo
     if metrics.get("model_seed") is not None: changed["model_seed"] = metrics["model_seed"]
     return " ".join(f"{k}={as_text(v)}" for k, v in sorted(changed.items()))
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-046
+# %% ../../nbs/27_llm_sweep.ipynb #cell-048
 PUBLISHED_COLUMNS = """method fraction seed run_state multipref_accuracy rewardbench_v1 rewardbench_v2 rewardbench_v2_factuality rewardbench_v2_focus rewardbench_v2_math
     rewardbench_v2_precise_if rewardbench_v2_safety rewardbench_v2_ties train_examples test_examples non_singleton_fraction avg_fragment_size""".split()
 RUN_COLUMNS = [*PUBLISHED_COLUMNS, "preset", "data", "pdc", "margin_correlation", "group", "overrides"]
@@ -608,7 +609,7 @@ def run_row(
     known |= dict(run_state=metrics["status"], data=data_name(metrics["data"]), overrides=override_text(metrics))
     return {c: known.get(c) for c in RUN_COLUMNS}
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-048
+# %% ../../nbs/27_llm_sweep.ipynb #cell-050
 def collect_folders(
     out: str | Path, # a folder such as runs/
 ) -> tuple[pd.DataFrame, dict]: # one row per run that ended, `RUN_COLUMNS`; what was left out, and why
@@ -621,10 +622,10 @@ def collect_folders(
             if status == "corrupt": raise UserError(metrics["error"])
             if status in ENDED: rows.append(run_row(metrics | dict(status=status)))
             else: left[status] = left.get(status, 0) + 1
-        except UserError as e: left["broken"].append(f"{folder.relative_to(out)}: {e}")
+        except UserError as e: left["broken"].append(f"{folder.relative_to(out)}: {str(e).replace(f'{folder}/', '')}")
     return pd.DataFrame(rows, columns=RUN_COLUMNS), left
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-050
+# %% ../../nbs/27_llm_sweep.ipynb #cell-052
 KEY = ["group", "fraction", "seed"] # what makes a run
 ORDER = ["method", "preset", "data", "overrides", "fraction", "seed", "group"]
 
@@ -671,7 +672,7 @@ def same_place(table: pd.DataFrame) -> list[str]: # "bt simulated 0.3 seed 1: bt
     place = [c for c in ORDER if c != "group"]
     return [f"{' '.join(filter(None, key[:-1]))} seed {key[-1]}: {', '.join(part['group'])}" for key, part in done.groupby(place, sort=True) if len(part) > 1]
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-051
+# %% ../../nbs/27_llm_sweep.ipynb #cell-053
 def some(names: list, most: int = 4) -> str: # "a, b, c, d and 3 more"
     "Name the first few."
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -702,7 +703,7 @@ def collect_lines(table: pd.DataFrame, new: pd.DataFrame, left: dict, report: di
     lines += [f"the same point more than once: {p}" for p in same_place(table)]
     return lines
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-055
+# %% ../../nbs/27_llm_sweep.ipynb #cell-057
 def registry() -> dict: # identifier of a group in the published project → method
     "Read the published names of methods."
     path = repo_root() / "results" / "published" / "llm_registry.csv"
@@ -734,7 +735,7 @@ def published_row(method: str, group: str, config: dict, summary: dict) -> dict:
     row = {c: summary.get(c, config.get(c)) for c in RUN_COLUMNS}
     return row | dict(method=method, group=group, preset="paper", data=data_name(config.get("data") or "allenai/multipref"), overrides="")
 
-# %% ../../nbs/27_llm_sweep.ipynb #cell-056
+# %% ../../nbs/27_llm_sweep.ipynb #cell-058
 WANDB_STATES = {"crashed": "failed", "killed": "interrupted", "preempted": "interrupted"}
 
 def project_row(run: object, known: dict) -> dict | None: # None: it is still running
