@@ -8,7 +8,7 @@ __all__ = ['EDGES', 'WEIGHTS', 'EXPERIMENTS', 'HEAD', 'COLUMNS', 'FOLDER', 'BLOC
            'gather', 'run_experiments', 'read_experiment', 'check_head']
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-002
-import dataclasses, os, time
+import dataclasses, os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,15 +48,15 @@ EXPERIMENTS = {
     "strength": Experiment("variability", (3.0,), _some("bt rr rr_pooled rt_regression"), ("deterministic_all", "stochastic", "drift_diffusion"),
                            measures=("accuracy", "true_accuracy", "pdc", *(f"error_{k}" for k in range(len(EDGES) - 1))), keep=True),
     "variability": Experiment("variability", (0.0, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0), _some("bt rr rr_pooled rt_regression"), trials=500),
-    "label_noise": Experiment("choice_noise", (0.02, 0.1, 0.2, 0.5, 1.0, 2.0), _some("bt rr rt_regression"), ("stochastic",), trials=500),
-    "strata": Experiment("strata", (1, 2, 3, 5, 10, 15, 25), _some("bt rr rr_pooled"), trials=500),
+    "label_noise": Experiment("choice_noise", (0.02, 0.1, 0.2, 0.5, 1.0, 2.0), _some("bt rr rt_regression"), ("stochastic",), trials=300),
+    "strata": Experiment("strata", (1, 2, 3, 5, 10, 15, 25), _some("bt rr rr_pooled"), trials=300),
     "ranking_size": Experiment("ranking_size", (2, 4, 8, 16, 50), {"bt": LEARNERS["bt"], "dealt": LEARNERS["rr"], "random": replace(LEARNERS["rr"], split="random")},
                                _CLEAN, trials=300, world={"strata": 1}, pairs=(("dealt", "random"),)),
     "ties": Experiment("resolution", (0.0, 1.0, 2.0, 5.0, 10.0), {"bt": LEARNERS["bt"], "arbitrary": LEARNERS["rr"], "breslow": replace(LEARNERS["rr"], ties="breslow")},
                        _CLEAN, trials=300, pairs=(("breslow", "arbitrary"),)),
     "rank_weight": Experiment("time_noise", (0.1, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0), {f"{w:g}": replace(LEARNERS["rr"], rank_weight=w) for w in WEIGHTS}, ("stochastic",), trials=300),
     "steps": Experiment("steps", (25, 50, 100, 200, 400, 800, 1600, 3200), _some("bt rr"), ("deterministic_all", "stochastic"), trials=100),
-    "size_noisy": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), ("stochastic", "drift_diffusion"), trials=300, fewer={500: 100, 1000: 100, 2000: 100}),
+    "size_noisy": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), ("stochastic", "drift_diffusion"), trials=200, fewer={1000: 100, 2000: 100}),
     "size": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), fewer={1000: 200, 2000: 200}),
 }
 
@@ -144,15 +144,16 @@ def summarise_condition(
 FOLDER = "results/synthetic/experiments"
 BLOCK = 50 # trials of a job
 
+def _code() -> list[str]: return [content_hash(Path(m.__file__)) for m in (data_module, learners_module)] # what numbers depend on
+
 def jobs(
     name: str, # a key of `EXPERIMENTS`
     folder: Path, # for finished parts
 ) -> dict[Path, dict]: # file → arguments of `examine`
     "Cut an experiment into blocks of trials."
     experiment, found = EXPERIMENTS[name], {}
-    code = [content_hash(Path(m.__file__)) for m in (data_module, learners_module)]
     for c in conditions(experiment):
-        mark = derive_seed(repr(c._replace(trials=0)), code, versions())
+        mark = derive_seed(repr(c._replace(trials=0)), _code(), versions())
         found |= {folder / f"{name}-{mark:08x}-{t}-{min(t + BLOCK, c.trials) - 1}.csv": dict(dataset=c.dataset, trials=list(range(t, min(t + BLOCK, c.trials))), world=c.world, training=c.training, learners=c.learners)
                   for t in range(0, c.trials, BLOCK)}
     return found
@@ -169,7 +170,7 @@ def run_experiment(
     workers: int | None = None, # processes; None: one for each core
 ) -> pd.DataFrame: # columns `COLUMNS`
     "Compute an experiment, or the rest of it, and write its table."
-    name, out, start = check_name(name, EXPERIMENTS, "experiment"), repo_root() / out, time.perf_counter()
+    name, out = check_name(name, EXPERIMENTS, "experiment"), repo_root() / out
     todo = jobs(name, out / ".parts")
     done = {path: _part(path, job) for path, job in todo.items()}
     where = {id(job): path for path, job in todo.items()}
@@ -180,9 +181,9 @@ def run_experiment(
             done[where[id(job)]] = table
             write_csv(where[id(job)], table)
             bar.update(fits(job))
-    return gather(name, out, done, todo, time.perf_counter() - start)
+    return gather(name, out, done, todo)
 
-def gather(name: str, out: Path, done: dict[Path, pd.DataFrame], todo: dict[Path, dict], seconds: float) -> pd.DataFrame:
+def gather(name: str, out: Path, done: dict[Path, pd.DataFrame], todo: dict[Path, dict]) -> pd.DataFrame:
     "Write the tables of a finished experiment, and remove its parts."
     experiment, tables, kept = EXPERIMENTS[name], [], []
     for c in conditions(experiment):
@@ -195,7 +196,7 @@ def gather(name: str, out: Path, done: dict[Path, pd.DataFrame], todo: dict[Path
     if experiment.keep:
         columns = ["dataset", "learner", "trial", "pdc", "true_accuracy", "kendall_tau", "concordance"]
         write_csv(out / f"{name}_trials.csv.gz", pd.concat(kept)[columns].round(5))
-    write_json(about, (read_json(about) if about.exists() else {}) | {name: {"seconds": round(seconds, 1), "versions": versions(), "git": git_state()}})
+    write_json(about, (read_json(about) if about.exists() else {}) | {name: {"code": _code(), "versions": versions(), "git": git_state()}})
     for p in todo: p.unlink(missing_ok=True)
     if (out / ".parts").is_dir() and not any((out / ".parts").iterdir()): (out / ".parts").rmdir()
     return table

@@ -342,7 +342,8 @@ def experiment_points(
                          lo=rows["mean"] - half, hi=rows["mean"] + half, n=rows["count"])
     points = points.sort_values("dataset", key=lambda d: d.map(order.index), kind="stable")
     points = sourced(points, rows, unit="trial", missing=[m for t in tables for m in t.attrs["missing"]])
-    points.attrs["short"] = [s for t in tables for s in t.attrs["short"]]
+    short = [s for t in tables for s in t.attrs["short"]]
+    points.attrs.update(short=short, norm="the plan")
     return points
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-055
@@ -401,7 +402,7 @@ def weight_points(folder: str | Path | None = None) -> pd.DataFrame: # points: a
     points = rows.assign(panel=[f"sd {v:g}, concordance {signal[v]:.2f}" for v in rows["value"]], by="rr", x=rows["learner"].astype(float), y=rows["mean"], lo=rows["mean"] - half, hi=rows["mean"] + half,
                          n=rows["count"], concordance=rows["value"].map(signal))
     points = sourced(points, rows, unit="trial", missing=table.attrs["missing"])
-    points.attrs["short"] = table.attrs["short"]
+    points.attrs.update(short=table.attrs["short"], norm="the plan")
     return points
 
 BEYOND["beyond_rank_weight"] = Artefact("beyond_rank_weight", "The noisier the times, the smaller the best share of the ranking loss; a quarter is safe everywhere.", weight_points, {}, "curves",
