@@ -131,4 +131,6 @@ def train(methods: tuple, **parameters):
     from responserank.llm.methods import resolve
     for method in methods: resolve(method, parameters["preset"], parameters["overrides"]) # all mistakes before the first hour of work
     from responserank.llm.trainer import run
-    print_results([run(method, **parameters) for method in methods])
+    from responserank.llm.steps import process
+    results = [run(method, **parameters) for method in methods]
+    if process()[0] == 0: print_results(results) # under torchrun all processes get here

@@ -7,7 +7,7 @@ __all__ = ['PASS', 'batch_loss', 'RankingTrainer', 'count_comparisons', 'equal_p
            'step_in_parts', 'process', 'RankingLoader', 'training_arguments']
 
 # %% ../../nbs/25_llm_steps.ipynb #cell-002
-import contextlib, math, os, time
+import contextlib, math, os, time, warnings
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -221,6 +221,7 @@ def process() -> tuple[int, int]: # the number of this process, and how many the
     "Meet the other processes that `torchrun` or `accelerate launch` started, if any."
     if int(os.environ.get("WORLD_SIZE") or 1) == 1: return 0, 1
     from accelerate import PartialState
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning) # accelerate's business
     state = PartialState(cpu=not torch.cuda.is_available())
     return state.process_index, state.num_processes
 

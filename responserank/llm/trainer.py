@@ -206,7 +206,9 @@ def curve_table(
     parts = [rows[rows.get(c, pd.Series(index=rows.index, dtype=float)).notna()] for c in ("loss", "eval_accuracy")]
     keep = [p.dropna(axis=1, how="all").drop_duplicates("step", keep="last").set_index("step") for p in parts]
     joined = keep[0].join(keep[1].drop(columns="epoch", errors="ignore"), how="outer")
-    return joined.rename(columns=lambda c: c.removeprefix("eval_")).reset_index()
+    joined = joined.rename(columns=lambda c: c.removeprefix("eval_")).reset_index()
+    first = [c for c in ("step", "epoch", "loss", "grad_norm", "learning_rate") if c in joined]
+    return joined[first + sorted(joined.columns.difference(first))] # the same order, whatever the log went through
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-027
 def make_trainer(
