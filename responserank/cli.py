@@ -116,6 +116,7 @@ def print_results(
 @click.option("--save-model", is_flag=True, help="Keep the model in the run's folder.")
 @click.option("--redo", is_flag=True, help="Run again what is finished.")
 @click.option("--wandb-mode", default="offline", help="offline, online or disabled.")
+@click.option("--rewardbench", default="auto", help="1, 2, '1,2' or local copies; auto: both in preset paper.")
 @click.option("--overrides", default="", help='Any setting of the method: "epochs=2 ranking_size=4".')
 def train(methods: tuple, **parameters):
     """Train a reward model by each METHOD, evaluate it, and print its measures.
