@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from ..rankings import bradley_terry_loss, preference_loss
 from ..figures import FAINT, curves, histogram, percent, size, theme
 from ..strata import deal_rankings, shuffle_ranks
-from ..runs import (UserError, check_name, claim_run, content_hash, git_state, group_name, interruptible, progress, read_json, repo_root, rng,
+from ..runs import (UserError, check_name, claim_run, content_hash, flatten, git_state, group_name, interruptible, progress, read_json, repo_root, rng,
                                run_folder, versions, write_csv)
 from .batches import PreferenceCollator, RankingBatchSampler, cohesion
 from .methods import Settings, resolve
@@ -367,16 +367,16 @@ def score(self: Result,
 def wandb_log(
     mode: str, # "offline", "online" or "disabled"
     folder: Path, # the run's
-    name: str, # group/fraction/seed
-    config: dict,
+    about: dict, # as from `describe_run`
 ): # yields the callbacks to hand to `fit`
     "Log a run to wandb under the run's own name."
     if mode == "disabled":
         yield []
         return
     import wandb
-    try: log = wandb.init(project="responserank", name=name, group=name.split("/")[0], config=config, mode=mode, dir=str(folder),
-                          settings=wandb.Settings(silent=True, console="off"))
+    known = {k: about[k] for k in ("data", "fraction", "seed", "model_seed", "group")}
+    try: log = wandb.init(project="responserank", name=f"{about['group']}/{about['fraction']:g}/{about['seed']}", group=about["group"],
+                          config=about["settings"] | known, mode=mode, dir=str(folder), settings=wandb.Settings(silent=True, console="off"))
     except Exception as e:
         raise UserError(f"wandb_mode={mode!r}: {str(e).splitlines()[0]}; log in with `wandb login`, or use wandb_mode='offline'") from e
     try: yield [WandbLog(log)]
@@ -386,6 +386,9 @@ class WandbLog(TrainerCallback):
     "Send what `Trainer` logs to wandb."
     def __init__(self, log): self.log = log
     def on_log(self, args, state, control, logs=None, **kwargs): self.log.log(dict(logs or {}), step=state.global_step)
+    def summarise(self, metrics: dict):
+        "Send what metrics.json will say under the same names, so that a project can be collected like a folder of runs."
+        self.log.summary.update(flatten({k: metrics[k] for k in ("data_report", "train", "eval", "seconds")}))
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-049
 def data_hash(data: str) -> str:
@@ -442,10 +445,12 @@ def run(
         about |= dict(data_report=ready.report | batch_report(ready, seed) | bench_report(benches), seconds=dict(data=time.time() - start))
         chosen_seed = seed if model_seed is None else model_seed
         if dry_run: return dry_result(claim, about, ready, chosen_seed)
-        with wandb_log(wandb_mode, folder, f"{about['group']}/{fraction:g}/{seed}", about["settings"]) as callbacks:
+        with wandb_log(wandb_mode, folder, about) as callbacks:
             benchmark = RewardBench(benches, ready.tokenizer, when, tokens=settings.eval_tokens)
             result = fit(ready, folder, seed, chosen_seed, [benchmark, *callbacks])
-        result.metrics = about | result.metrics | dict(seconds=about["seconds"] | result.metrics["seconds"] | dict(total=time.time() - start))
+            result.metrics = about | result.metrics | dict(seconds=about["seconds"] | result.metrics["seconds"])
+            for callback in callbacks: callback.summarise(result.metrics)
+        result.metrics["seconds"]["total"] = time.time() - start
         if save_model: save_classifier(*result.trained, folder / "model")
         claim.finish(result.metrics)
     result.metrics["status"] = "finished"
