@@ -12,7 +12,7 @@ import os, shutil, tempfile
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ..metrics import accuracy, pearson_distance_correlation
-from ..runs import UserError
+from ..runs import UserError, progress
 from .batches import pad_right, share
 from .methods import Settings, resolve
 from .preferences import encode, render
@@ -136,6 +136,7 @@ def score_tokens(
     pad_token_id: int,
     tokens: int = 4096, # tokens per batch, padding included
     accelerator=None, # the trainer's, where several devices share the work
+    show: str | None = None, # name of a progress bar
 ) -> np.ndarray: # (n,) rewards
     "Score token lists, each distinct one once and on one device."
     keys = [np.asarray(s, np.int32).tobytes() for s in sequences]
@@ -145,7 +146,8 @@ def score_tokens(
     batches, rewards = token_batches(np.array([len(s) for s in unique]), tokens), torch.zeros(len(unique), dtype=torch.float64)
     several = accelerator is not None and accelerator.num_processes > 1
     model.eval()
-    for rows in share(batches, accelerator.process_index, accelerator.num_processes, batches[0][:0]) if several else batches:
+    if several: batches = share(batches, accelerator.process_index, accelerator.num_processes, batches[0][:0])
+    for rows in progress(batches, desc=show) if show else batches:
         ids, mask = pad_right([unique[r] for r in rows], pad_token_id)
         rewards[torch.from_numpy(rows)] = forward(model, ids.to(device), mask.to(device)).double().cpu()
     model.train(was_training)

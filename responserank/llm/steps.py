@@ -274,7 +274,8 @@ def evaluate(self: RankingTrainer,
     both = score_tokens(self.model_wrapped if self.sharded else self.model, [*self.test.tokens_a, *self.test.tokens_b], self.pad_token_id,
                         self.settings.eval_tokens, self.accelerator)
     self.rewards = both[:n], both[n:]
-    self.seconds_evaluating += time.time() - start
     metrics = {f"{metric_key_prefix}_{k}": v for k, v in evaluate_rewards(self.test, *self.rewards).items()}
+    self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics) # RewardBench adds its own
     self.log(metrics)
+    self.seconds_evaluating += time.time() - start
     return metrics

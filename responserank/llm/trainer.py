@@ -19,12 +19,13 @@ from fastcore.basics import patch
 from transformers import Trainer, TrainerCallback
 from ..figures import FAINT, curves, histogram, percent, size, theme
 from ..strata import deal_rankings, shuffle_ranks
-from ..runs import (Claim, UserError, check_name, claim_run, content_hash, git_state, group_name, interruptible, one_line, progress, read_json,
-                               repo_root, rng, run_folder, versions, write_csv, write_json)
+from ..runs import (Claim, UserError, check_name, claim_run, content_hash, flatten, git_state, group_name, interruptible, one_line, progress,
+                               read_json, repo_root, rng, run_folder, versions, write_csv, write_json)
 from .batches import RankingBatchSampler, cohesion
 from .methods import Settings, resolve
 from .models import evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier, score_texts, score_tokens
 from .preferences import STEPS, conversation, describe, prepare, read_preferences, report_table, split, tokenise
+from .rewardbench import RewardBench, bench_report, check_measured, flat_measures, read_benches
 from .simulated import simulated_table
 from .steps import RankingTrainer, process, training_arguments
 
@@ -254,7 +255,8 @@ def fit(
     if trainer.rewards is None: trainer.evaluate()
     seconds = time.time() - start
     curve, predictions = curve_table(trainer.state.log_history), predictions_table(ready.test, *trainer.rewards)
-    metrics = dict(train=train_metrics(trainer, curve, seconds), eval=evaluate_rewards(ready.test, *trainer.rewards),
+    metrics = dict(train=train_metrics(trainer, curve, seconds),
+                   eval=evaluate_rewards(ready.test, *trainer.rewards) | {k: v for c in callbacks for k, v in getattr(c, "measures", {}).items()},
                    seconds=dict(train=seconds - trainer.seconds_evaluating, evaluate=trainer.seconds_evaluating))
     if process()[0] == 0:
         write_csv(folder / "curve.csv", curve); write_csv(folder / "predictions.csv", predictions)
@@ -314,16 +316,16 @@ def score(self: Result,
 def wandb_log(
     mode: str, # "offline", "online" or "disabled"
     folder: Path, # the run's
-    name: str, # group/fraction/seed
-    config: dict,
+    about: dict, # as from `describe_run`
 ): # yields the callbacks to hand to `fit`
     "Log a run to wandb under the run's own name."
     if mode == "disabled" or process()[0]:
         yield []
         return
     import wandb
-    try: log = wandb.init(project="responserank", name=name, group=name.split("/")[0], config=config, mode=mode, dir=str(folder),
-                          settings=wandb.Settings(silent=True, console="off"))
+    known = {k: about[k] for k in ("data", "fraction", "seed", "model_seed", "group")}
+    try: log = wandb.init(project="responserank", name=f"{about['group']}/{about['fraction']:g}/{about['seed']}", group=about["group"],
+                          config=about["settings"] | known, mode=mode, dir=str(folder), settings=wandb.Settings(silent=True, console="off"))
     except Exception as e:
         raise UserError(f"wandb_mode={mode!r}: {str(e).splitlines()[0]}; log in with `wandb login`, or use wandb_mode='offline'") from e
     try: yield [WandbLog(log)]
@@ -338,6 +340,10 @@ class WandbLog(TrainerCallback):
     def on_log(self, args, state, control, logs: dict | None = None, **kwargs):
         "Send one entry, under the step's number."
         self.log.log(dict(logs or {}), step=state.global_step)
+
+    def summarise(self, metrics: dict):
+        "Send what metrics.json will say under the same names, so that a project can be collected like a folder of runs."
+        self.log.summary.update(flatten({k: metrics[k] for k in ("data_report", "train", "eval", "seconds")}))
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-037
 def data_hash(
@@ -431,6 +437,7 @@ def run(
     redo: bool = False, # run again what is finished
     wandb_mode: str = "offline",
     overrides: str | dict = "", # settings to change: "epochs=2 ranking_size=4"
+    rewardbench: str = "auto", # "1", "2", "1,2", local copies, "epochs" for each epoch (chapter 26); auto: both in preset paper; no part of a run's identity
 ) -> Result:
     "Do a run once: claim it, train, evaluate, write its files; or read them where it is done."
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
@@ -439,15 +446,19 @@ def run(
     about = describe_run(method, preset, str(data), fraction, seed, model_seed, settings)
     folder = run_folder(repo_root() / out, about["group"], fraction, seed)
     with interruptible(), claim_together(folder, redo, about) as claim:
-        if claim.finished: return finished_result(folder, save_model)
-        start, ready = time.time(), prepare_data(settings, data, seed)
+        if claim.finished: return finished_result(folder, save_model, rewardbench)
+        start, (benches, when) = time.time(), read_benches(rewardbench, preset)
+        ready = prepare_data(settings, data, seed)
         same_everywhere(ready)
-        about |= dict(data_report=ready.report | batch_report(ready, seed), seconds=dict(data=time.time() - start))
+        about |= dict(data_report=ready.report | batch_report(ready, seed) | bench_report(benches), seconds=dict(data=time.time() - start))
         chosen_seed = seed if model_seed is None else model_seed
         if dry_run: return dry_result(claim, about, ready, chosen_seed)
-        with wandb_log(wandb_mode, folder, f"{about['group']}/{fraction:g}/{seed}", about["settings"]) as callbacks:
-            result = fit(ready, folder, seed, chosen_seed, callbacks)
-        result.metrics = about | result.metrics | dict(seconds=about["seconds"] | result.metrics["seconds"] | dict(total=time.time() - start))
+        with wandb_log(wandb_mode, folder, about) as callbacks:
+            benchmark = RewardBench(benches, ready.tokenizer, when, tokens=settings.eval_tokens)
+            result = fit(ready, folder, seed, chosen_seed, [benchmark, *callbacks])
+            result.metrics = about | result.metrics | dict(seconds=about["seconds"] | result.metrics["seconds"])
+            for callback in callbacks: callback.summarise(result.metrics)
+        result.metrics["seconds"]["total"] = time.time() - start
         if save_model: save_trained(result)
         finish_together(claim, result.metrics)
     result.metrics["status"] = "finished"
@@ -471,12 +482,14 @@ def dry_result(
 def finished_result(
     folder: Path, # the run's
     save_model: bool = False, # the caller wants a saved model
+    rewardbench: str = "auto", # the caller wants these scores
 ) -> Result:
     "Read a finished run from its files."
     text = dict.fromkeys(("id", "topic", "category"), str)
     read = lambda name: pd.read_csv(folder / name, dtype=text) if (folder / name).exists() else pd.DataFrame()
     result = Result(read_json(folder / "metrics.json"), read("curve.csv"), read("predictions.csv"), folder)
     if save_model: result.model # an error that names redo, where the run saved none
+    check_measured(result.metrics, rewardbench)
     return result
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-047
@@ -508,7 +521,7 @@ def run_all(
     from concurrent.futures import ProcessPoolExecutor
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         done = list(progress(pool.map(run_metrics, grid), total=len(grid), desc="runs"))
-    return pd.DataFrame([{k: m[k] for k in ("method", "preset", "fraction", "seed", "group")} | m["eval"] | dict(epochs=m["settings"]["epochs"],
+    return pd.DataFrame([{k: m[k] for k in ("method", "preset", "fraction", "seed", "group")} | m["eval"] | flat_measures(m["eval"]) | dict(epochs=m["settings"]["epochs"],
                           train_seconds=m["seconds"]["train"]) for m in done])
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-051
@@ -520,7 +533,7 @@ def headline(
     *results: Result,
 ) -> pd.DataFrame: # one row per run
     "Put the measures of runs into one table."
-    def row(m): return dict(method=m["method"], fraction=m["fraction"], seed=m["seed"], **m.get("eval", {}),
+    def row(m): return dict(method=m["method"], fraction=m["fraction"], seed=m["seed"], **m.get("eval", {}) | flat_measures(m.get("eval", {})),
                             train_examples=m["data_report"]["train_examples"], seconds=m.get("seconds", {}).get("total"))
     return pd.DataFrame([row(r.metrics) for r in results]).set_index("method").round(4)
 
