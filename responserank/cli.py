@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'explain', 'one_line_errors', 'Commands', 'main', 'method_lines', 'methods', 'with_gains', 'print_results',
-           'train']
+           'train', 'manifest_lines', 'paper']
 
 # %% ../nbs/90_command_line.ipynb #cell-002
 import contextlib, errno
@@ -132,3 +132,34 @@ def train(methods: tuple, **parameters):
     for method in methods: resolve(method, parameters["preset"], parameters["overrides"]) # all mistakes before the first hour of work
     from responserank.llm.trainer import run
     print_results([run(method, **parameters) for method in methods])
+
+# %% ../nbs/90_command_line.ipynb #cell-021-b
+def manifest_lines(
+    manifest, # as `responserank.paper.rebuild_paper` returns it
+    most: int = 12,
+) -> Iterator[str]:
+    "Count artefacts by source and status, then list those that are not complete."
+    for source, rows in manifest.groupby("source", sort=False):
+        yield f"{source}: " + ", ".join(f"{n} {status}" for status, n in rows["status"].value_counts(sort=False).items())
+    marked = manifest[~manifest["status"].isin(["complete", "nothing new"])]
+    for _, r in marked.head(most).iterrows(): yield f"  {r['source']}/{r['artefact']}: {r['status']}" + (f" ({r['note'][:90]})" if r["note"] else "")
+    if len(marked) > most: yield f"  and {len(marked) - most} more, in manifest.csv"
+
+@main.command()
+@click.option("--out", default="paper", help="Folder for figures, tables and pages, in the checkout.")
+@click.option("--only", default="*", metavar="GLOB", help="Names or patterns of artefacts, with commas.")
+@click.option("--results", default="results", help="Where own runs are: synthetic/, llm/runs.csv, rl_control/.")
+@click.option("--data", default="data", help="Where annotated data sets may be, for their statistics.")
+@click.option("--latex", is_flag=True, help="Let LaTeX set the texts in figures.")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one for each core]")
+@click.option("--dpi", type=click.IntRange(20, 1200), default=200, help="Of the PNG files.")
+def paper(**parameters):
+    """Rebuild the paper's figures, tables and numbers, and put own runs beside them.
+
+    \b
+    Examples:
+      responserank paper
+      responserank paper --only "main_comparison,rewardbench_v2_*" --out draft
+    """
+    from responserank.paper import rebuild_paper
+    click.echo("\n".join(manifest_lines(rebuild_paper(**parameters))))
