@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'explain', 'one_line_errors', 'Commands', 'main', 'method_lines', 'methods', 'with_gains', 'print_results',
-           'train', 'manifest_lines', 'paper']
+           'train', 'status', 'collect', 'manifest_lines', 'paper']
 
 # %% ../nbs/90_command_line.ipynb #cell-002
 import contextlib, errno
@@ -116,6 +116,7 @@ def print_results(
 @click.option("--save-model", is_flag=True, help="Keep the model in the run's folder.")
 @click.option("--redo", is_flag=True, help="Run again what is finished.")
 @click.option("--wandb-mode", default="offline", help="offline, online or disabled.")
+@click.option("--rewardbench", default="auto", help="1, 2, '1,2' or local copies; auto: both in preset paper.")
 @click.option("--overrides", default="", help='Any setting of the method: "epochs=2 ranking_size=4".')
 def train(methods: tuple, **parameters):
     """Train a reward model by each METHOD, evaluate it, and print its measures.
@@ -133,7 +134,59 @@ def train(methods: tuple, **parameters):
     from responserank.llm.trainer import run
     print_results([run(method, **parameters) for method in methods])
 
-# %% ../nbs/90_command_line.ipynb #cell-021-b
+# %% ../nbs/90_command_line.ipynb #sweep-01
+@main.command()
+@click.option("--runs", default="runs", help="Folder of runs.")
+@click.option("--watch", is_flag=True, help="Show it again every few seconds, until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(min=.2), default=3.0, help="Seconds between two looks.")
+def status(runs: str, watch: bool, every: float):
+    """Show how the runs below a folder stand.
+
+    Groups come first, then the runs at work with their time left, then what is broken. Nothing is changed by looking.
+
+    \b
+    Example:
+      responserank status --watch
+    """
+    import time
+    from responserank.llm.sweep import standing, status_lines
+    while True:
+        lines = status_lines(standing(runs))
+        if watch: click.clear()
+        click.echo("\n".join(lines))
+        if not watch: return
+        try: time.sleep(every)
+        except KeyboardInterrupt: return
+
+# %% ../nbs/90_command_line.ipynb #sweep-03
+@main.command()
+@click.option("--runs", default="runs", help="Folder of runs.")
+@click.option("--wandb", metavar="ENTITY/PROJECT", help="Collect a wandb project instead of a folder.")
+@click.option("--control", is_flag=True, help="Collect control runs, of the published naming; needs --wandb.")
+@click.option("--out", help="Table to write; what is there already stays.  [default: results/llm/runs.csv, or with --control the folder results/rl_control]")
+def collect(runs: str, wandb: str | None, control: bool, out: str | None):
+    """Collect runs into one table, one row per run.
+
+    Rows that are in the table already stay; unfinished, broken and changed runs are named.
+
+    \b
+    Examples:
+      responserank collect
+      responserank collect --wandb me/responserank --out results/llm/online.csv
+      responserank collect --control --wandb me/control
+    """
+    if control:
+        if not wandb: raise click.UsageError("--control needs --wandb ENTITY/PROJECT")
+        from responserank.rl.results import collect_into
+        for line in collect_into(wandb, out or "results/rl_control"): click.echo(line, err=line.startswith("skipped"))
+        return
+    out = out or "results/llm/runs.csv"
+    from responserank.llm.sweep import collect as collect_llm
+    table, (read, *remarks) = collect_llm(runs, out, wandb)
+    click.echo(f"{out}: {read}")
+    for remark in remarks: click.echo(remark, err=True)
+
+# %% ../nbs/90_command_line.ipynb #paper-b
 def manifest_lines(
     manifest, # as `responserank.paper.rebuild_paper` returns it
     most: int = 12,
