@@ -486,6 +486,7 @@ def data_efficiency(
     for metric in metrics if not absent else ():
         grids = {m: _by_fraction(runs, m, metric) for m in (method, *baselines)}
         seeds = sorted(set.intersection(*(set(g.columns) for g in grids.values())))
+        if not seeds: continue # not measured
         values = {m: g[seeds].to_numpy() for m, g in grids.items()}
         picks = rng("data efficiency", metric).integers(len(seeds), size=(draws, len(seeds)))
         own = values[method]
