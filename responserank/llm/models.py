@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'SIDES', 'train_tokenizer', 'load_tokenizer', 'with_padding', 'from_hub', 'scratch_config', 'check_head',
-           'RewardHead', 'load_model', 'add_lora', 'merged', 'token_batches', 'score_tokens', 'score_texts',
+           'RewardHead', 'load_model', 'add_lora', 'merged', 'token_batches', 'forward', 'score_tokens', 'score_texts',
            'score_table', 'evaluate_rewards', 'predictions_table', 'save_classifier', 'load_classifier']
 
 # %% ../../nbs/29_llm_models.ipynb #cell-002
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ..metrics import accuracy, pearson_distance_correlation
 from ..runs import UserError, progress
-from .batches import pad_right
+from .batches import pad_right, share
 from .methods import Settings, resolve
 from .preferences import encode, render, spelled, unique_ids
-from ..tables import texts
+from ..tables import texts as text_column
 
 # %% ../../nbs/29_llm_models.ipynb #cell-005
 def train_tokenizer(
@@ -148,30 +148,44 @@ def token_batches(
         batches.append(order[start:stop]); start = stop
     return batches
 
-# %% ../../nbs/29_llm_models.ipynb #cell-020
+# %% ../../nbs/29_llm_models.ipynb #cell-021
+def forward(
+    model, # a one-output sequence classifier
+    ids: torch.Tensor, # (n, width) int64, padded on the right
+    mask: torch.Tensor, # (n, width) int64
+) -> torch.Tensor: # (n,) rewards
+    "Score a padded batch, be it empty."
+    if not len(ids): return model(input_ids=ids.new_zeros(1, 1), attention_mask=ids.new_ones(1, 1)).logits[:0, 0]
+    return model(input_ids=ids, attention_mask=mask).logits[:, 0]
+
+# %% ../../nbs/29_llm_models.ipynb #cell-022
 @torch.no_grad()
 def score_tokens(
     model, # a one-output sequence classifier
     sequences, # (n,) token lists
     pad_token_id: int,
     tokens: int = 4096, # tokens per batch, padding included
+    accelerator=None, # the trainer's, where several devices share the work
     show: str | None = None, # name of a progress bar
 ) -> np.ndarray: # (n,) rewards
-    "Score token lists, each distinct one once."
+    "Score token lists, each distinct one once and on one device."
     keys = [np.asarray(s, np.int32).tobytes() for s in sequences]
     first = {k: i for i, k in reversed(list(enumerate(keys)))}
     unique = [np.asarray(sequences[i], np.int64) for i in first.values()]
-    rewards, was_training, device = np.zeros(len(unique)), model.training, next(model.parameters()).device
+    was_training, device = model.training, next(model.parameters()).device
+    batches, rewards = token_batches(np.array([len(s) for s in unique]), tokens), torch.zeros(len(unique), dtype=torch.float64)
+    several = accelerator is not None and accelerator.num_processes > 1
     model.eval()
-    batches = token_batches(np.array([len(s) for s in unique]), tokens)
+    if several: batches = share(batches, accelerator.process_index, accelerator.num_processes, batches[0][:0])
     for rows in progress(batches, desc=show) if show else batches:
         ids, mask = pad_right([unique[r] for r in rows], pad_token_id)
-        rewards[rows] = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].double().cpu().numpy()
+        rewards[torch.from_numpy(rows)] = forward(model, ids.to(device), mask.to(device)).double().cpu()
     model.train(was_training)
+    if several: rewards = accelerator.reduce(rewards.to(accelerator.device), reduction="sum").cpu()
     place = dict(zip(first, range(len(unique))))
-    return rewards[[place[k] for k in keys]]
+    return rewards.numpy()[[place[k] for k in keys]]
 
-# %% ../../nbs/29_llm_models.ipynb #cell-022
+# %% ../../nbs/29_llm_models.ipynb #cell-024
 def score_texts(
     model, tokenizer,
     texts, # (n,) strings, (prompt, completion) pairs, or lists of messages
@@ -197,14 +211,14 @@ def score_table(
         raise UserError(f"{name}: no texts to score; it should have text, or completion, or chosen and rejected, or completion_a and completion_b, "
                         f"and it has {', '.join(map(str, frame))}")
     prompt = None if sides == ("text",) else spelled(frame.columns, "prompt")
-    prompts = [""] * len(frame) if prompt is None else texts(frame, prompt, name, empty=True)
-    pairs = [pair for side in sides for pair in zip(prompts, texts(frame, side, name))]
+    prompts = [""] * len(frame) if prompt is None else text_column(frame, prompt, name, empty=True)
+    pairs = [pair for side in sides for pair in zip(prompts, text_column(frame, side, name))]
     ids = encode([render(p, c, tokenizer) for p, c in pairs], tokenizer)
     rewards = score_tokens(model, ids, tokenizer.pad_token_id, **kwargs).reshape(len(sides), -1)
     scored = pd.DataFrame({"id": unique_ids(frame, name)} | dict(zip(SIDES[sides], rewards)))
     return scored.assign(difference=rewards[0] - rewards[1]) if len(sides) == 2 else scored
 
-# %% ../../nbs/29_llm_models.ipynb #cell-026
+# %% ../../nbs/29_llm_models.ipynb #cell-028
 def evaluate_rewards(
     test: pd.DataFrame, # test rows: `label` (+1 A, −1 B) and, where known, `true_diff`, `majority`, `margin` (all A-relative)
     reward_a, # (n,)
@@ -222,7 +236,7 @@ def evaluate_rewards(
     if "margin" in test: result["margin_correlation"] = pearson_distance_correlation(test.margin, d)
     return result
 
-# %% ../../nbs/29_llm_models.ipynb #cell-029
+# %% ../../nbs/29_llm_models.ipynb #cell-031
 def predictions_table(
     test: pd.DataFrame,
     reward_a, # (n,)
@@ -232,16 +246,20 @@ def predictions_table(
     known = [c for c in ("id", "label", "true_diff", "majority", "margin", "topic", "category") if c in test]
     return test[known].reset_index(drop=True).assign(reward_a=reward_a, reward_b=reward_b, predicted_diff=np.subtract(reward_a, reward_b))
 
-# %% ../../nbs/29_llm_models.ipynb #cell-031
+# %% ../../nbs/29_llm_models.ipynb #cell-033
 def save_classifier(
     model, tokenizer,
     folder: str | Path, # replaced if it exists
+    weights: dict | None = None, # collected from several devices; None: the model's own
 ) -> Path:
     "Save model (LoRA merged) and tokenizer in one folder, all or nothing."
+    if weights is not None and hasattr(model, "merge_and_unload"):
+        raise UserError("a LoRA model whose weights are spread over devices (FSDP, ZeRO) can't be saved merged: use data parallelism, or peft=none")
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as part:
-        for piece in (merged(model), tokenizer): piece.save_pretrained(Path(part) / "model")
+        merged(model).save_pretrained(Path(part) / "model", **({} if weights is None else dict(state_dict=weights)))
+        tokenizer.save_pretrained(Path(part) / "model")
         if folder.exists(): shutil.rmtree(folder)
         os.replace(Path(part) / "model", folder)
     return folder
