@@ -11,6 +11,7 @@ from test_rewardbench import clone, first, second
 
 from responserank.llm import rewardbench as B
 from responserank.llm import trainer as T
+from responserank.llm.batches import PreferenceCollator
 from responserank.llm.methods import resolve
 from responserank.llm.models import load_classifier, load_model, load_tokenizer, score_texts, score_tokens
 from responserank.llm.preferences import encode, render
@@ -117,7 +118,7 @@ def test_the_closing_end_token_is_skipped_alike_by_all(made):
     np.testing.assert_allclose(score_tokens(model, [short[:-1], long[:-1], other[:-1]], tok.pad_token_id), alone, atol=1e-5)
     assert abs(rewards[0] - rewards[2]) > 1e-6  # the last token read is the answer's own
     rows = [dict(chosen_ids=short, rejected_ids=long, rank=0., ranking=0, target=1., index=0)]
-    batch = T.PreferenceCollator(tok.pad_token_id)(rows)
+    batch = PreferenceCollator(tok.pad_token_id)(rows)
     with torch.no_grad(): trained = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].numpy()
     np.testing.assert_allclose(trained, rewards[:2], atol=1e-5)  # what training sees
 
