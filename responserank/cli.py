@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'explain', 'one_line_errors', 'Commands', 'main', 'write_scores', 'score', 'method_lines', 'methods',
-           'with_gains', 'print_results', 'train', 'status', 'collect', 'manifest_lines', 'paper']
+           'with_gains', 'print_results', 'train', 'grid_options', 'grid_words', 'print_sweep', 'sweep', 'print_slurm',
+           'status', 'collect', 'manifest_lines', 'paper']
 
 # %% ../nbs/90_command_line.ipynb #cell-002
 import contextlib, errno
@@ -180,6 +181,87 @@ def train(methods: tuple, **parameters):
     from responserank.llm.steps import process
     results = [run(method, **parameters) for method in methods]
     if process()[0] == 0: print_results(results) # under torchrun all processes get here
+
+# %% ../nbs/90_command_line.ipynb #grid-01
+def grid_options(command):
+    "Add the options that describe a grid."
+    for option in reversed([
+        click.option("--methods", required=True, help="Names or patterns, separated by commas; all: the sixty published ones."),
+        click.option("--fractions", default="1", help="Shares of the training comparisons: 0.1,0.3,1."),
+        click.option("--seeds", default="0-9", help="Numbers and ranges: 0-9,42."),
+        click.option("--preset", default="tiny", help="tiny, small or paper."),
+        click.option("--data", default="simulated", help="simulated, or a file, a folder, a data set on the hub."),
+        click.option("--overrides", multiple=True, help="Settings to change; given several times, each is a point of the grid."),
+        click.option("--out", default="runs", help="Run folders go below this one.")]): command = option(command)
+    return command
+
+def grid_words(grid: dict) -> list[str]: # ["--methods", "bt", …]
+    "Write the options of a grid again."
+    values = {k: v if k == "overrides" else [v] for k, v in grid.items()}
+    return [word for k, vs in values.items() for v in vs for word in (f"--{k}", str(v))]
+
+# %% ../nbs/90_command_line.ipynb #grid-02
+def print_sweep(done):
+    "Print how a sweep ended, with what failed; exit with 1 if something did."
+    failed, elsewhere = done[done["status"] == "failed"], int((done["status"] == "running").sum())
+    waiting = int((done["status"] == "waiting").sum())
+    click.echo(f"{len(done)} runs: {int((done['status'] == 'finished').sum())} finished ({int(done['wall'].notna().sum()) - len(failed)} of them now), {len(failed)} failed"
+               + (f", {elsewhere} being run by others" if elsewhere else "") + (f", {waiting} not begun" if waiting else ""))
+    for row in failed.itertuples(): click.echo(f"failed {row.run}: {row.error}", err=True)
+    if waiting: click.echo("the disk is full: make room, then give the same command again", err=True)
+    if len(failed) or waiting: click.get_current_context().exit(1)
+
+@main.command()
+@grid_options
+@click.option("--workers", type=click.IntRange(min=1), default=2, help="Runs at a time, of one thread each; with --slurm, tasks at a time.")
+@click.option("--slurm", is_flag=True, help="Submit the grid as one SLURM array.")
+@click.option("--sbatch", multiple=True, metavar="OPTION", help="With --slurm, an option of sbatch: --sbatch=--time=4:00:00.")
+@click.option("--share", metavar="I/N", help="Only every N-th run from the I-th on: what a task of an array does.")
+@click.option("--retries", type=click.IntRange(min=0), default=1, help="Further tries of a run that fails.")
+@click.option("--wandb-mode", default="offline", help="offline, online or disabled.")
+@click.option("--dry-run", is_flag=True, help="Print the grid, with --slurm the script too, and start nothing.")
+def sweep(workers: int, slurm: bool, sbatch: tuple, share: str | None, retries: int, wandb_mode: str, dry_run: bool, **options):
+    """Do the runs of a grid that are not finished: methods x fractions x seeds.
+
+    Runs go to the folders where `train` puts them, each with its executed notebook. Stopped by Ctrl-C, the same command goes on later.
+
+    \b
+    Examples:
+      responserank sweep --methods bt,rr_agree --fractions 0.1,0.3,1 --seeds 0-9
+      responserank sweep --methods all --preset paper --data allenai/multipref --slurm --workers 8 --sbatch=--gres=gpu:1
+    """
+    from responserank.llm import sweep as chapter
+    from responserank.runs import check_name, repo_root
+    check_name(wandb_mode, ("offline", "online", "disabled"), "wandb_mode")
+    options["overrides"] = options["overrides"] or ("",)
+    out = options["out"]
+    runs = chapter.grid(**{k: v for k, v in options.items() if k != "out"})
+    if share: runs = chapter.take_share(runs, share)
+    folder, words = repo_root() / out, grid_words(options)
+    lines = chapter.grid_lines(runs, folder)
+    if slurm: return print_slurm(runs, folder, [*words, "--retries", str(retries), "--wandb-mode", wandb_mode], workers, sbatch, lines, dry_run)
+    if dry_run: return click.echo("\n".join(lines))
+    if not share: chapter.note_grid(runs, folder, " ".join(words))
+    if chapter.train_notebook() is None: click.echo("no checkout around: runs are done without a notebook", err=True)
+    import sys
+    say = lambda line: None if sys.stderr.isatty() else click.echo(line, err=True) # a terminal has the bar
+    print_sweep(chapter.sweep(runs, out, workers, retries, wandb_mode, say))
+
+# %% ../nbs/90_command_line.ipynb #grid-03
+def print_slurm(runs, folder, words: list[str], workers: int, options: tuple, lines: list[str], dry_run: bool):
+    "Write the script of an array, show it, and submit it."
+    from responserank.llm import sweep as chapter
+    from responserank.runs import write_text
+    tasks, of = chapter.array_tasks(runs, folder)
+    click.echo(lines[-1])
+    if not tasks: return
+    name = f"sweep-{chapter.grid_name(runs)}"
+    script = chapter.array_script(tasks, of, words, folder / name, workers, options)
+    if dry_run: return click.echo(script, nl=False)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    chapter.note_grid(runs, folder, " ".join(words))
+    path = write_text(folder / f"{name}.sh", script)
+    click.echo(f"{path}:\n{script}\nsubmitted as job {chapter.submit(path)}; `squeue` and `responserank status --watch` follow it")
 
 # %% ../nbs/90_command_line.ipynb #sweep-01
 @main.command()
