@@ -595,7 +595,7 @@ def score_columns(scores: dict) -> dict: # rewardbench_v2, rewardbench_v2_precis
     "Name the measures of an evaluation as the published table does."
     named = {("multipref_accuracy" if k == "accuracy" else k): v for k, v in scores.items() if not isinstance(v, dict)}
     for bench in (k for k, v in scores.items() if isinstance(v, dict)):
-        parts = {re.sub(r"\W+", "_", k.lower()): v for k, v in scores[bench].items() if not isinstance(v, dict)}
+        parts = {re.sub(r"\W+", "_", k.lower()): v for k, v in (scores[bench] | scores[bench].get("subsets", {})).items() if not isinstance(v, dict)}
         named |= {bench if k in ("overall", "score") else f"{bench}_{k}": v for k, v in parts.items()}
     return named
 
