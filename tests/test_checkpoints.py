@@ -102,7 +102,7 @@ def test_a_killed_process_loses_no_checkpoint(go, tmp_path):
     code = f"from responserank.llm.trainer import run; run('rr', data={str(go.data)!r}, out={str(tmp_path / 'cut')!r}, wandb_mode='disabled', overrides={SMALL + ' ' + overrides!r})"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
-    while time.time() < deadline and not list(tmp_path.glob("cut/**/checkpoints/checkpoint-1?")): time.sleep(0.02)
+    while time.time() < deadline and not list(tmp_path.glob("cut/*/*/*/checkpoints/checkpoint-1?")): time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     assert child.wait(60) == -signal.SIGKILL
     again = go("cut", overrides)
