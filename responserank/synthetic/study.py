@@ -74,7 +74,7 @@ MINI = dict(trials=2, sizes=(0.5, 1.0))
 # %% ../../nbs/12_synthetic_study.ipynb #cell-010
 def chunks(
     study: Study,
-    members: int = 60, # fits side by side, for which the arrays stay in the processor's cache
+    members: int = 90, # fits side by side: fewer waste time on giving orders, more spill the processor's cache
 ) -> list[dict]: # arguments of `fit_chunk`
     "Cut a study into chunks of similar cost."
     together = max(1, members // len(study.learners))
