@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'explain', 'one_line_errors', 'Commands', 'main', 'method_lines', 'methods', 'with_gains', 'print_results',
-           'train']
+           'train', 'status', 'collect', 'manifest_lines', 'paper']
 
 # %% ../nbs/90_command_line.ipynb #cell-002
 import contextlib, errno
@@ -116,6 +116,7 @@ def print_results(
 @click.option("--save-model", is_flag=True, help="Keep the model in the run's folder.")
 @click.option("--redo", is_flag=True, help="Run again what is finished.")
 @click.option("--wandb-mode", default="offline", help="offline, online or disabled.")
+@click.option("--rewardbench", default="auto", help="1, 2, '1,2' or local copies; auto: both in preset paper.")
 @click.option("--overrides", default="", help='Any setting of the method: "epochs=2 ranking_size=4".')
 def train(methods: tuple, **parameters):
     """Train a reward model by each METHOD, evaluate it, and print its measures.
@@ -132,3 +133,86 @@ def train(methods: tuple, **parameters):
     for method in methods: resolve(method, parameters["preset"], parameters["overrides"]) # all mistakes before the first hour of work
     from responserank.llm.trainer import run
     print_results([run(method, **parameters) for method in methods])
+
+# %% ../nbs/90_command_line.ipynb #sweep-01
+@main.command()
+@click.option("--runs", default="runs", help="Folder of runs.")
+@click.option("--watch", is_flag=True, help="Show it again every few seconds, until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(min=.2), default=3.0, help="Seconds between two looks.")
+def status(runs: str, watch: bool, every: float):
+    """Show how the runs below a folder stand.
+
+    Groups come first, then the runs at work with their time left, then what is broken. Nothing is changed by looking.
+
+    \b
+    Example:
+      responserank status --watch
+    """
+    import time
+    from responserank.llm.sweep import standing, status_lines
+    while True:
+        lines = status_lines(standing(runs))
+        if watch: click.clear()
+        click.echo("\n".join(lines))
+        if not watch: return
+        try: time.sleep(every)
+        except KeyboardInterrupt: return
+
+# %% ../nbs/90_command_line.ipynb #sweep-03
+@main.command()
+@click.option("--runs", default="runs", help="Folder of runs.")
+@click.option("--wandb", metavar="ENTITY/PROJECT", help="Collect a wandb project instead of a folder.")
+@click.option("--control", is_flag=True, help="Collect control runs, of the published naming; needs --wandb.")
+@click.option("--out", help="Table to write; what is there already stays.  [default: results/llm/runs.csv, or with --control the folder results/rl_control]")
+def collect(runs: str, wandb: str | None, control: bool, out: str | None):
+    """Collect runs into one table, one row per run.
+
+    Rows that are in the table already stay; unfinished, broken and changed runs are named.
+
+    \b
+    Examples:
+      responserank collect
+      responserank collect --wandb me/responserank --out results/llm/online.csv
+      responserank collect --control --wandb me/control
+    """
+    if control:
+        if not wandb: raise click.UsageError("--control needs --wandb ENTITY/PROJECT")
+        from responserank.rl.results import collect_into
+        for line in collect_into(wandb, out or "results/rl_control"): click.echo(line, err=line.startswith("skipped"))
+        return
+    out = out or "results/llm/runs.csv"
+    from responserank.llm.sweep import collect as collect_llm
+    table, (read, *remarks) = collect_llm(runs, out, wandb)
+    click.echo(f"{out}: {read}")
+    for remark in remarks: click.echo(remark, err=True)
+
+# %% ../nbs/90_command_line.ipynb #paper-b
+def manifest_lines(
+    manifest, # as `responserank.paper.rebuild_paper` returns it
+    most: int = 12,
+) -> Iterator[str]:
+    "Count artefacts by source and status, then list those that are not complete."
+    for source, rows in manifest.groupby("source", sort=False):
+        yield f"{source}: " + ", ".join(f"{n} {status}" for status, n in rows["status"].value_counts(sort=False).items())
+    marked = manifest[~manifest["status"].isin(["complete", "nothing new"])]
+    for _, r in marked.head(most).iterrows(): yield f"  {r['source']}/{r['artefact']}: {r['status']}" + (f" ({r['note'][:90]})" if r["note"] else "")
+    if len(marked) > most: yield f"  and {len(marked) - most} more, in manifest.csv"
+
+@main.command()
+@click.option("--out", default="paper", help="Folder for figures, tables and pages, in the checkout.")
+@click.option("--only", default="*", metavar="GLOB", help="Names or patterns of artefacts, with commas.")
+@click.option("--results", default="results", help="Where own runs are: synthetic/, llm/runs.csv, rl_control/.")
+@click.option("--data", default="data", help="Where annotated data sets may be, for their statistics.")
+@click.option("--latex", is_flag=True, help="Let LaTeX set the texts in figures.")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one for each core]")
+@click.option("--dpi", type=click.IntRange(20, 1200), default=200, help="Of the PNG files.")
+def paper(**parameters):
+    """Rebuild the paper's figures, tables and numbers, and put own runs beside them.
+
+    \b
+    Examples:
+      responserank paper
+      responserank paper --only "main_comparison,rewardbench_v2_*" --out draft
+    """
+    from responserank.paper import rebuild_paper
+    click.echo("\n".join(manifest_lines(rebuild_paper(**parameters))))

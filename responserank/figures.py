@@ -389,8 +389,11 @@ def save_figure(
     stem, written = Path(path), []
     if stem.suffix in (".pdf", ".png"): stem = stem.with_suffix("")
     clean = {".pdf": {"CreationDate": None, "Creator": None, "Producer": None}, ".png": {"Software": None}}
+    engine = fig.get_layout_engine()
     for suffix, metadata in clean.items():
         target = stem.with_name(stem.name + suffix)
         with atomic_path(target) as part: fig.savefig(part, metadata=metadata, format=suffix[1:])
+        fig.set_layout_engine("none")
         written.append(target)
+    if engine is not None: fig.set_layout_engine(engine)
     return written

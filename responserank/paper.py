@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'CELL', 'DATASETS', 'COMPARISONS', 'SECTIONS', 'HEADER', 'PR
            'main_document', 'matching', 'merged_manifest', 'rebuild_paper']
 
 # %% ../nbs/40_paper.ipynb #cell-002
-import fnmatch, functools, multiprocessing, os, sys
+import fnmatch, functools, multiprocessing, os, shutil, sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -337,6 +337,8 @@ def rebuild_paper(
 ) -> pd.DataFrame: # the manifest
     "Rebuild every figure, table and number of the paper, and hold own runs against the published ones."
     root = repo_root()
+    if not (root / "results" / "published").is_dir(): raise UserError("the published runs are in results/published of a checkout of responserank: go there")
+    if latex and (lacking := [c for c in ("latex", "dvipng") if not shutil.which(c)]): raise UserError(f"latex: {' and '.join(lacking)} not installed (Debian: texlive-latex-extra cm-super dvipng)")
     out, results = root / out, root / results
     theirs, own = published_sources(), own_sources(results)
     compared = reproduction(theirs, own, results)

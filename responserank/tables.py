@@ -157,8 +157,7 @@ def _data_files(folder: Path) -> list[Path]: return sorted(p for p in folder.ite
 
 def read_folder(folder: Path, config: str | None, split: str) -> pd.DataFrame:
     "Read all files of a split in a plain folder, or in its sub-folder for a configuration."
-    base = folder/(config or "default")
-    files = _data_files(base if base.is_dir() else folder)
+    files = next((found for f in (folder/(config or "default"), folder, folder/"data") if f.is_dir() and (found := _data_files(f))), [])
     files = [f for f in files if f.name.startswith(split)] or files
     if not files:
         raise UserError(f"{folder}: no data files in this folder; it should hold .parquet, .jsonl or .csv, or what save_to_disk wrote")

@@ -99,6 +99,7 @@ def process() -> Path:
     nbdev.serve.FilterDefaults = Chapters
     proc = Path(nbdev.serve.proc_nbs(".", folder_re="nbs", force=True, n_workers=0))
     shutil.copy2(ROOT / "index.qmd", proc)
+    shutil.copytree(ROOT / "paper", proc / "paper", ignore=shutil.ignore_patterns("*.pdf"))
     return proc
 
 

@@ -119,3 +119,21 @@ def test_a_project_is_collected_into_the_published_shape(tmp_path):
 def test_an_empty_project_gives_empty_tables():
     found = results.collect_control("someone/control", api())
     assert len(found.runs) == len(found.reward_models) == 0 and found.skipped == {}
+
+
+def test_collecting_again_replaces_and_keeps(tmp_path):
+    first = api(Run(POLICY, rows=[{"global_step": 4096, "reward": 1.0}]))
+    assert results.collect_into("me/control", tmp_path, first) == [f"{tmp_path / 'runs.csv'}: 1 new, 0 replaced, 0 kept", f"{tmp_path / 'reward_models.csv'}: 0 new, 0 replaced, 0 kept"]
+    more = api(Run(POLICY.replace("1789", "12"), rows=[{"global_step": 4096, "reward": 3.0}]), Run("notes"))
+    assert results.collect_into("me/control", tmp_path, more) == [f"{tmp_path / 'runs.csv'}: 1 new, 0 replaced, 1 kept", f"{tmp_path / 'reward_models.csv'}: 0 new, 0 replaced, 0 kept",
+                                                                 "skipped, name: 1 (notes)"]
+    assert list(pd.read_csv(tmp_path / "runs.csv")) == results.RUN_COLUMNS and results.read_control(tmp_path).runs["max"].tolist() == [3, 1]
+    with pytest.raises(UserError, match="no finished control run.*skipped, name: 1"):
+        results.collect_into("me/control", tmp_path, api(Run("notes")))
+    table = pd.read_csv(tmp_path / "runs.csv")
+    table.assign(run_name="another").to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(UserError, match="has another run of the same.*collect into another folder"):
+        results.collect_into("me/control", tmp_path, first)
+    table.drop(columns="seed").to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(UserError, match="column seed is missing"):
+        results.collect_into("me/control", tmp_path, first)

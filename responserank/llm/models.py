@@ -11,7 +11,7 @@ import os, shutil, tempfile
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ..metrics import accuracy, pearson_distance_correlation
-from ..runs import UserError
+from ..runs import UserError, progress
 from .batches import pad_right
 from .methods import Settings, resolve
 from .preferences import encode, render
@@ -124,6 +124,7 @@ def score_tokens(
     sequences, # (n,) token lists
     pad_token_id: int,
     tokens: int = 4096, # tokens per batch, padding included
+    show: str | None = None, # name of a progress bar
 ) -> np.ndarray: # (n,) rewards
     "Score token lists, each distinct one once."
     keys = [np.asarray(s, np.int32).tobytes() for s in sequences]
@@ -131,7 +132,8 @@ def score_tokens(
     unique = [np.asarray(sequences[i], np.int64) for i in first.values()]
     rewards, was_training, device = np.zeros(len(unique)), model.training, next(model.parameters()).device
     model.eval()
-    for rows in token_batches(np.array([len(s) for s in unique]), tokens):
+    batches = token_batches(np.array([len(s) for s in unique]), tokens)
+    for rows in progress(batches, desc=show) if show else batches:
         ids, mask = pad_right([unique[r] for r in rows], pad_token_id)
         rewards[rows] = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].double().cpu().numpy()
     model.train(was_training)

@@ -22,13 +22,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from ..rankings import bradley_terry_loss, preference_loss
 from ..figures import FAINT, curves, histogram, percent, size, theme
 from ..strata import deal_rankings, shuffle_ranks
-from ..runs import (UserError, check_name, claim_run, content_hash, git_state, group_name, interruptible, progress, read_json, repo_root, rng,
+from ..runs import (UserError, check_name, claim_run, content_hash, flatten, git_state, group_name, interruptible, progress, read_json, repo_root, rng,
                                run_folder, versions, write_csv)
 from .batches import PreferenceCollator, RankingBatchSampler, cohesion
 from .methods import Settings, resolve
 from .models import (evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier, score_texts, score_tokens,
                                      train_tokenizer)
 from .preferences import STEPS, conversation, describe, prepare, read_preferences, report_table, split, tokenise
+from .rewardbench import RewardBench, bench_report, check_measured, flat_measures, read_benches
 from .simulated import simulated_table
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-005
@@ -145,9 +146,10 @@ def evaluate(self: RankingTrainer, eval_dataset=None, ignore_keys=None, metric_k
     start, n = time.time(), len(self.test)
     both = score_tokens(self.model, [*self.test.tokens_a, *self.test.tokens_b], self.pad_token_id, self.settings.eval_tokens)
     self.rewards = both[:n], both[n:]
-    self.seconds_evaluating = getattr(self, "seconds_evaluating", 0) + time.time() - start
     metrics = {f"{metric_key_prefix}_{k}": v for k, v in evaluate_rewards(self.test, *self.rewards).items()}
+    self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics) # RewardBench adds its own
     self.log(metrics)
+    self.seconds_evaluating = getattr(self, "seconds_evaluating", 0) + time.time() - start
     return metrics
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-022
@@ -326,7 +328,7 @@ def fit(
     metrics = dict(train=dict(steps=trainer.state.global_step, epochs=ready.settings.epochs, parameters=trainer.model.num_parameters(),
                               first_loss=float(curve.loss.iloc[0]), last_loss=float(curve.loss.dropna().iloc[-1]),
                               pairs_per_second=pairs / (seconds - trainer.seconds_evaluating)),
-                   eval=evaluate_rewards(ready.test, *trainer.rewards),
+                   eval=evaluate_rewards(ready.test, *trainer.rewards) | {k: v for c in callbacks for k, v in getattr(c, "measures", {}).items()},
                    seconds=dict(train=seconds - trainer.seconds_evaluating, evaluate=trainer.seconds_evaluating))
     write_csv(folder / "curve.csv", curve); write_csv(folder / "predictions.csv", predictions)
     return Result(metrics, curve, predictions, folder, (trainer.accelerator.unwrap_model(trainer.model), ready.tokenizer))
@@ -365,16 +367,16 @@ def score(self: Result,
 def wandb_log(
     mode: str, # "offline", "online" or "disabled"
     folder: Path, # the run's
-    name: str, # group/fraction/seed
-    config: dict,
+    about: dict, # as from `describe_run`
 ): # yields the callbacks to hand to `fit`
     "Log a run to wandb under the run's own name."
     if mode == "disabled":
         yield []
         return
     import wandb
-    try: log = wandb.init(project="responserank", name=name, group=name.split("/")[0], config=config, mode=mode, dir=str(folder),
-                          settings=wandb.Settings(silent=True, console="off"))
+    known = {k: about[k] for k in ("data", "fraction", "seed", "model_seed", "group")}
+    try: log = wandb.init(project="responserank", name=f"{about['group']}/{about['fraction']:g}/{about['seed']}", group=about["group"],
+                          config=about["settings"] | known, mode=mode, dir=str(folder), settings=wandb.Settings(silent=True, console="off"))
     except Exception as e:
         raise UserError(f"wandb_mode={mode!r}: {str(e).splitlines()[0]}; log in with `wandb login`, or use wandb_mode='offline'") from e
     try: yield [WandbLog(log)]
@@ -384,6 +386,9 @@ class WandbLog(TrainerCallback):
     "Send what `Trainer` logs to wandb."
     def __init__(self, log): self.log = log
     def on_log(self, args, state, control, logs=None, **kwargs): self.log.log(dict(logs or {}), step=state.global_step)
+    def summarise(self, metrics: dict):
+        "Send what metrics.json will say under the same names, so that a project can be collected like a folder of runs."
+        self.log.summary.update(flatten({k: metrics[k] for k in ("data_report", "train", "eval", "seconds")}))
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-049
 def data_hash(data: str) -> str:
@@ -425,6 +430,7 @@ def run(
     redo: bool = False, # run again what is finished
     wandb_mode: str = "offline",
     overrides: str | dict = "", # settings to change: "epochs=2 ranking_size=4"
+    rewardbench: str = "auto", # "1", "2", "1,2", local copies, "epochs" for each epoch (chapter 26); auto: both in preset paper; no part of a run's identity
 ) -> Result:
     "Do a run once: claim it, train, evaluate, write its files; or read them where it is done."
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
@@ -433,14 +439,18 @@ def run(
     about = describe_run(method, preset, str(data), fraction, seed, model_seed, settings)
     folder = run_folder(repo_root() / out, about["group"], fraction, seed)
     with interruptible(), claim_run(folder, redo=redo, facts=about) as claim:
-        if claim.finished: return finished_result(folder, save_model)
-        start, ready = time.time(), prepare_data(settings, data, seed)
-        about |= dict(data_report=ready.report | batch_report(ready, seed), seconds=dict(data=time.time() - start))
+        if claim.finished: return finished_result(folder, save_model, rewardbench)
+        start, (benches, when) = time.time(), read_benches(rewardbench, preset)
+        ready = prepare_data(settings, data, seed)
+        about |= dict(data_report=ready.report | batch_report(ready, seed) | bench_report(benches), seconds=dict(data=time.time() - start))
         chosen_seed = seed if model_seed is None else model_seed
         if dry_run: return dry_result(claim, about, ready, chosen_seed)
-        with wandb_log(wandb_mode, folder, f"{about['group']}/{fraction:g}/{seed}", about["settings"]) as callbacks:
-            result = fit(ready, folder, seed, chosen_seed, callbacks)
-        result.metrics = about | result.metrics | dict(seconds=about["seconds"] | result.metrics["seconds"] | dict(total=time.time() - start))
+        with wandb_log(wandb_mode, folder, about) as callbacks:
+            benchmark = RewardBench(benches, ready.tokenizer, when, tokens=settings.eval_tokens)
+            result = fit(ready, folder, seed, chosen_seed, [benchmark, *callbacks])
+            result.metrics = about | result.metrics | dict(seconds=about["seconds"] | result.metrics["seconds"])
+            for callback in callbacks: callback.summarise(result.metrics)
+        result.metrics["seconds"]["total"] = time.time() - start
         if save_model: save_classifier(*result.trained, folder / "model")
         claim.finish(result.metrics)
     result.metrics["status"] = "finished"
@@ -462,12 +472,14 @@ def dry_result(
 def finished_result(
     folder: Path,
     save_model: bool = False, # the caller wants a saved model
+    rewardbench: str = "auto", # the caller wants these scores
 ) -> Result:
     "Read a finished run from its files."
     text = dict.fromkeys(("id", "topic", "category"), str)
     read = lambda name: pd.read_csv(folder / name, dtype=text) if (folder / name).exists() else pd.DataFrame()
     result = Result(read_json(folder / "metrics.json"), read("curve.csv"), read("predictions.csv"), folder)
     if save_model: result.model # an error that names redo, where the run saved none
+    check_measured(result.metrics, rewardbench)
     return result
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-056
@@ -497,7 +509,7 @@ def run_all(
     from concurrent.futures import ProcessPoolExecutor
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         done = list(progress(pool.map(run_metrics, grid), total=len(grid), desc="runs"))
-    return pd.DataFrame([{k: m[k] for k in ("method", "preset", "fraction", "seed", "group")} | m["eval"] | dict(epochs=m["settings"]["epochs"],
+    return pd.DataFrame([{k: m[k] for k in ("method", "preset", "fraction", "seed", "group")} | m["eval"] | flat_measures(m["eval"]) | dict(epochs=m["settings"]["epochs"],
                           train_seconds=m["seconds"]["train"]) for m in done])
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-060
@@ -509,7 +521,7 @@ def headline(
     *results: Result,
 ) -> pd.DataFrame: # one row per run
     "Put the measures of runs into one table."
-    def row(m): return dict(method=m["method"], fraction=m["fraction"], seed=m["seed"], **m.get("eval", {}),
+    def row(m): return dict(method=m["method"], fraction=m["fraction"], seed=m["seed"], **m.get("eval", {}) | flat_measures(m.get("eval", {})),
                             train_examples=m["data_report"]["train_examples"], seconds=m.get("seconds", {}).get("total"))
     return pd.DataFrame([row(r.metrics) for r in results]).set_index("method").round(4)
 

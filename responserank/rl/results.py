@@ -7,7 +7,7 @@ __all__ = ['ENVIRONMENTS', 'KEYS', 'NORM', 'RUN_COLUMNS', 'MODEL_COLUMNS', 'PUBL
            'INTERQUARTILE', 'ARTEFACTS', 'NAME', 'STEP_NAMES', 'REWARD_NAMES', 'ACCURACY_NAMES', 'Control',
            'check_control', 'read_runs', 'read_models', 'read_control', 'outcomes', 'outcome_cells', 'outcome_bars',
            'on_grid', 'training_curves', 'paired_runs', 'interquartile', 'interquartile_points', 'read_name',
-           'reward_history', 'validation_accuracy', 'Collected', 'collect_control']
+           'reward_history', 'validation_accuracy', 'Collected', 'collect_control', 'keep_control', 'collect_into']
 
 # %% ../../nbs/33_rl_results.ipynb #cell-002
 import json, re
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..artefacts import Artefact, estimate, sourced
-from ..runs import UserError, repo_root
+from ..runs import UserError, repo_root, write_csv
 from ..statistics import bootstrap_interval, interquartile_mean
 
 # %% ../../nbs/33_rl_results.ipynb #cell-005
@@ -237,7 +237,7 @@ def reward_history(
     for reward in names:
         found = [(next((r[s] for s in STEP_NAMES if _number(r.get(s))), None), r[reward]) for r in rows if _number(r.get(reward))]
         found = sorted({s: r for s, r in found if s is not None}.items()) # the last value of a step
-        if found: return [float(s) for s, _ in found], [float(r) for _, r in found]
+        if found: return [int(s) if s == int(s) else float(s) for s, _ in found], [float(r) for _, r in found]
     return None
 
 # %% ../../nbs/33_rl_results.ipynb #cell-034
@@ -270,7 +270,7 @@ def collect_control(
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", str(project)): raise UserError(f"project {project!r} should be ENTITY/PROJECT")
     policies, models, skipped = [], [], {"name": [], "not finished": [], "nothing logged": [], "repeated": []}
     seen = set()
-    for run in (api or _wandb()).runs(project):
+    for run in _runs_of(project, api):
         what = read_name(run.name)
         if what is None: skipped["name"].append(run.name); continue
         if getattr(run, "state", "finished") != "finished": skipped["not finished"].append(run.name); continue
@@ -285,7 +285,41 @@ def collect_control(
     return Collected(*(pd.DataFrame(t, columns=c).sort_values(sort, ignore_index=True) for t, c in ((policies, RUN_COLUMNS), (models, MODEL_COLUMNS))),
                      {k: v for k, v in skipped.items() if v})
 
-def _wandb():
+def _runs_of(project, api):
+    if api is not None: return api.runs(project)
     try: import wandb
     except ImportError: raise UserError("wandb is not installed; pip install wandb") from None
-    return wandb.Api()
+    try: return list(wandb.Api().runs(project))
+    except (ValueError, wandb.errors.Error) as e: raise UserError(f"{project}: {(str(e) or type(e).__name__).splitlines()[0]}") from None
+
+# %% ../../nbs/33_rl_results.ipynb #cell-039-b
+def keep_control(
+    found: Collected,
+    folder: str | Path, # where runs.csv and reward_models.csv are, or will be
+) -> dict: # file → number of runs that are new, replaced, kept
+    "Put collected runs into the tables of a folder."
+    tables, counts = {}, {}
+    for name, new, columns in (("runs.csv", found.runs, RUN_COLUMNS), ("reward_models.csv", found.reward_models, MODEL_COLUMNS)):
+        path = Path(folder) / name
+        old = pd.read_csv(path) if path.exists() else new[:0]
+        if lacking := [c for c in columns if c not in old]: raise UserError(f"{path}: column {', '.join(lacking)} is missing; collect into another folder")
+        again = old["run_name"].isin(new["run_name"])
+        both = pd.concat([t for t in (old[~again], new) if len(t)] or [new], ignore_index=True)
+        twice = both[both.duplicated(["env", "noise", "is_rt", "seed"])]
+        if len(twice): raise UserError(f"{path} has another run of the same environment, noise, method and seed as {twice['run_name'].iloc[0]}; collect into another folder")
+        tables[path] = both.sort_values(["env", "noise", "is_rt", "seed"], ignore_index=True)
+        counts[name] = {"new": len(new) - int(again.sum()), "replaced": int(again.sum()), "kept": int((~again).sum())}
+    for path, table in tables.items(): write_csv(path, table)
+    return counts
+
+# %% ../../nbs/33_rl_results.ipynb #cell-039-e
+def collect_into(
+    project: str, # "ENTITY/PROJECT"
+    folder: str | Path,
+    api: object | None = None,
+) -> list[str]: # lines to print
+    "Collect the control runs of a wandb project into the tables of a folder."
+    found = collect_control(project, api)
+    skipped = [f"skipped, {why}: {len(names)} ({', '.join(map(str, names[:3]))}{', …' if len(names) > 3 else ''})" for why, names in found.skipped.items()]
+    if not len(found.runs) + len(found.reward_models): raise UserError("; ".join([f"{project}: no finished control run; names follow RL_ppo_ENV_SEED_comparative_SEED[_noise_X]_nfeedback_5000[_rt1.0]", *skipped]))
+    return [f"{Path(folder) / name}: " + ", ".join(f"{n} {what}" for what, n in kept.items()) for name, kept in keep_control(found, folder).items()] + skipped

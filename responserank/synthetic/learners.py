@@ -36,6 +36,7 @@ class Learner:
     pooled: bool = False            # all comparisons in one ranking, whatever their stratum
     permuted: bool = False          # response times are shuffled over the training rows: a control
     ranking_size: int | str = "all" # deal each stratum into rankings of about this size; "all": a stratum is one ranking
+    split: str = "round_robin"      # how rankings of a size are made; "random": cut from shuffled comparisons of all strata, a control
     ties: str = "arbitrary"         # or "breslow"
     rank_weight: float = 1.0        # share of the ranking loss, the rest is Bradley–Terry
 
@@ -81,7 +82,7 @@ def lessons(
     if learner.permuted: time = np.stack([t[r.permutation(n)] for t, r in zip(time, rngs)])
     ranking = np.zeros_like(stratum) if learner.pooled else stratum
     if learner.ranking_size != "all":
-        ranking = np.stack([rankings(t, s, size=learner.ranking_size, allow_ties=True) for t, s in zip(time, ranking)])
+        ranking = np.stack([rankings(t, s, learner.ranking_size, learner.split, True, r) for t, s, r in zip(time, ranking, rngs)])
     return Lessons(chosen_first(trials)[:, :n], time, ranking, 10 / time - 1)
 
 def training_rows(

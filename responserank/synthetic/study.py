@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'MINI', 'MEASURES', 'Study', 'names', 'read_study', 'chunks'
 
 # %% ../../nbs/12_synthetic_study.ipynb #cell-003
 import multiprocessing, os, shutil, tempfile, time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,15 +82,16 @@ def chunks(
             for t in range(0, study.trials, together) for d in study.datasets]
 
 def computed(
-    jobs: list[dict], # arguments of `fit_chunk`
+    jobs: list[dict], # arguments of `fit`
     workers: int,
+    fit: Callable[..., pd.DataFrame] = fit_chunk, # a function of a module, for the processes to find it
 ) -> Iterator[tuple[dict, pd.DataFrame]]: # in the order in which they finish
     "Compute chunks, in this process or in several."
     if workers == 1:
-        yield from ((job, fit_chunk(**job)) for job in jobs)
+        yield from ((job, fit(**job)) for job in jobs)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker) as pool:
-        waiting = {pool.submit(fit_chunk, **job): job for job in jobs}
+        waiting = {pool.submit(fit, **job): job for job in jobs}
         try:
             for done in as_completed(waiting): yield waiting[done], done.result()
         except BaseException:
