@@ -6,7 +6,7 @@
 __all__ = ['LEARNERS', 'Slope', 'LONG', 'Learner', 'Training', 'Lessons', 'chosen_first', 'lessons', 'training_rows',
            'in_company', 'learner_loss', 'initial_weights', 'to_network', 'one_thread', 'fit', 'design', 'differences',
            'bt_slope', 'regression_slope', 'tail_matrix', 'ranking_slope', 'loss_slopes', 'Best', 'fit_ensemble',
-           'fit_rngs', 'Fitted', 'fit_many', 'measure', 'fit_plain', 'fit_chunk', 'begin_worker']
+           'fit_rngs', 'Fitted', 'fit_many', 'measure', 'fit_plain', 'both_ways', 'fit_chunk', 'begin_worker']
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-002
 import multiprocessing, os, threading
@@ -394,6 +394,23 @@ def fit_plain(
             w, b, v, c = (p.detach() for p in net.parameters())
             weights.append(F.pad(torch.cat([w.T, b[None], v, F.pad(c[None], (0, training.hidden - 1))]), (0, 0, 0, start.shape[1] - features - 3)))
     return Fitted(data, names, n, torch.stack(weights))
+
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-058
+def both_ways(
+    dataset: str,
+    trials: Iterable[int],
+    n: int = 50, # training comparisons
+    seed: int = 42,
+) -> pd.DataFrame: # a row per fit: dataset, learner, trial, accuracy and pdc, and the same of single models as accuracy_plain, pdc_plain
+    "Fit all learners in single precision, as an ensemble and one by one."
+    data, trials, found = make_trials(dataset, trials, seed), list(trials), {}
+    for f, suffix in ((fit_many, ""), (fit_plain, "_plain")):
+        with one_thread(): fitted = f(data, {k: fit_rngs(dataset, trials, k, 1.0, seed) for k in LEARNERS}, n)
+        measures = measure(data.chosen_diff[:, 50:], fitted.predict(50))
+        found |= {k + suffix: measures[k] for k in ("accuracy", "pdc")}
+    index = pd.MultiIndex.from_product([[dataset], fitted.learners, trials], names=["dataset", "learner", "trial"])
+    return pd.DataFrame(found, index=index).reset_index()
+
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-064
 def fit_chunk(
