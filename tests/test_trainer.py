@@ -15,6 +15,7 @@ import torch
 
 from responserank.llm import trainer as T
 from responserank.llm.methods import resolve
+from responserank.llm.models import train_tokenizer
 from responserank.runs import UserError
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48"
@@ -51,7 +52,7 @@ def gradient(layout, wrong=1, monkeypatch=None, **overrides):
     rows = [dict(chosen_ids=g.integers(2, 250, 4 + i % 7), rejected_ids=g.integers(2, 250, 4 + i % 5), rank=float(i // 16),
                  ranking=i % 16, target=1.0, index=i) for i in range(64)]
     test = pd.DataFrame(dict(label=[1], tokens_a=[[2, 3]], tokens_b=[[4]]))
-    tokenizer = T.train_tokenizer(["a b c d"] * 9, 300)
+    tokenizer = train_tokenizer(["a b c d"] * 9, 300)
 
     class Catch(T.TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):

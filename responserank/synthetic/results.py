@@ -4,10 +4,14 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'GROUPS', 'TITLES', 'MEASURES', 'LABELS', 'NORM', 'BOXES', 'CURVES', 'TABLES', 'PAIRS', 'SIGNIFICANCE', 'DATA',
-           'ARTEFACTS', 'Fits', 'check_fits', 'read_fits', 'chosen', 'fit_boxes', 'fit_curves', 'fit_cells',
-           'signed_rank', 'arrow', 'tests', 'pooled_tests', 'kendall_points', 'confusion_points']
+           'COUNTS', 'CELL', 'LARGEST_T', 'SHARE', 'ARTEFACTS', 'LOOKS', 'BEYOND', 'Fits', 'check_fits', 'read_fits',
+           'chosen', 'fit_boxes', 'fit_curves', 'fit_cells', 'signed_rank', 'arrow', 'tests', 'pooled_tests',
+           'kendall_points', 'confusion_points', 'trial_counts', 'cells', 'read_cells', 'reproduction', 'verdict',
+           'qq_cells', 'order_of_learners', 'data_cells', 'experiment_points', 'show', 'gains', 'comparisons_needed',
+           'weight_points', 'paired_points', 'error_points', 'tau_points']
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-002
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +19,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..artefacts import Artefact, estimate, sourced
+from ..artefacts import Artefact, draw, estimate, sourced
 from ..runs import UserError, check_name, nearest, repo_root
-from ..statistics import effect_over_joint_sd, format_p, holm
+from ..statistics import effect_over_joint_sd, format_p, half_width, holm, qq_points, unpaired_from_summaries
 from .data import DATASETS
+from .experiments import EDGES, FOLDER, read_experiment
 from .learners import LEARNERS
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-005
@@ -234,5 +239,222 @@ DATA = [a for g in GROUPS for a in (
     Artefact(f"synthetic_confusion{g}", "How often the better item is chosen: always in the deterministic data, usually in the stochastic and drift-diffusion data.",
              confusion_points, {"datasets": GROUPS[g]}, "heat", {"xlabel": "chosen", "ylabel": "truly preferred", "legend_rows": 0, "share": "both", "height": 1.5}))]
 
-# %% ../../nbs/13_synthetic_results.ipynb #cell-034
-ARTEFACTS = [*BOXES, *CURVES, *TABLES, *SIGNIFICANCE, *DATA]
+# %% ../../nbs/13_synthetic_results.ipynb #cell-035
+def trial_counts(fits: Fits, datasets: list[str]) -> pd.DataFrame: # a row per data set and learner
+    "Count the trials of each learner."
+    rows, missing = chosen(fits, datasets)
+    size = rows.groupby(["dataset", "learner", "size"], sort=False)["trial"].nunique().reset_index(name="n")
+    found = size.groupby(["dataset", "learner"], sort=False).agg(sizes=("size", "nunique"), trials_least=("n", "min"), trials_most=("n", "max"), fits=("n", "sum")).reset_index()
+    return sourced(found.assign(n=found["trials_least"], row=found["dataset"] + " " + found["learner"]), rows, NORM, "trial", missing)
+
+COUNTS = [Artefact(f"number_of_trials{g}", f"Trials behind every figure and table, {_WITH[g]} variability between strata.", trial_counts, {"datasets": GROUPS[g]}, "sheet",
+                   {"formats": {"dataset": TITLES.get, "learner": LABELS.get}, "drop": ("n", "row")}) for g in GROUPS]
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-038
+CELL = ["dataset", "learner", "size", "measure"]
+
+def cells(fits: Fits) -> pd.DataFrame: # dataset, learner, size, measure, mean, sd, n
+    "Average the fits of a study, for each measure."
+    return pd.concat([estimate(fits.trials, CELL[:3], m, "trial").assign(measure=m) for m in MEASURES], ignore_index=True)[[*CELL, "mean", "sd", "n"]]
+
+def read_cells(
+    folder: str | Path | None = None, # None: of our own study
+) -> pd.DataFrame: # dataset, learner, size, measure, mean, sd, n
+    "Read the summary that a study writes, which may cover more trials than it keeps."
+    path = (repo_root() / "results" / "synthetic" if folder is None else Path(folder)) / "summary.csv"
+    if not path.exists(): raise UserError(f"{path}: no such table; `responserank synthetic` writes it")
+    table, columns = pd.read_csv(path), ["dataset", "learner", "size", "metric", "mean", "std", "count"]
+    missing = [c for c in columns if c not in table]
+    if missing: raise UserError(f"{path.name}: column {', '.join(missing)} is missing; a summary has {', '.join(columns)}")
+    table = table[table["metric"].isin(MEASURES)].rename(columns={"metric": "measure", "std": "sd", "count": "n"})
+    return table[[*CELL, "mean", "sd", "n"]].reset_index(drop=True)
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-039
+def reproduction(
+    theirs: pd.DataFrame, # key columns, mean, sd, n
+    own: pd.DataFrame, # the same
+    keys: list[str] = CELL,
+) -> pd.DataFrame: # the keys, both sides, difference (own minus theirs), lo, hi, t, df, p; cells that we lack have none
+    "Test own cells against published ones."
+    both = theirs.merge(own, on=keys, how="left", suffixes=("_published", "_own"))
+    return pd.concat([both, unpaired_from_summaries(*(both[f"{c}_{who}"] for who in ("published", "own") for c in ("mean", "sd", "n")))], axis=1)
+
+LARGEST_T, SHARE = 4.5, 0.15 # what a right implementation stays below
+
+def verdict(table: pd.DataFrame) -> dict: # cells, missing, largest_t, share, passes
+    "Say if a table of t values is what a right implementation gives."
+    largest, share, missing = table["t"].abs().max(), (table["p"] < 0.05).mean(), int(table["t"].isna().sum())
+    return {"cells": len(table), "missing": missing, "largest_t": largest, "share": share, "passes": bool(missing == 0 and largest <= LARGEST_T and share <= SHARE)}
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-041
+def qq_cells(table: pd.DataFrame) -> pd.DataFrame: # points of a QQ plot; table: as from `reproduction`
+    "Lay t values out against what they would be if nothing differed."
+    q, known = qq_points(table["t"], table["df"]), table.dropna(subset="t")
+    points = q.assign(panel="", by="", x=q["expected"], y=q["observed"], n=known["n_own"].min())
+    points = sourced(points, known, unit="own trial")
+    points.attrs["per"] = "cell"
+    return points
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-046
+def order_of_learners(
+    theirs: Fits,
+    own: pd.DataFrame, # cells
+) -> pd.DataFrame: # measure, dataset, size, first, second, difference, p_holm, own_difference, verdict
+    "Compare the sign of all differences between learners."
+    pairs = list(itertools.combinations(LEARNERS, 2))
+    found = pd.concat([tests(theirs, datasets, pairs) for datasets in GROUPS.values()], ignore_index=True)
+    found = found[found["size"] != "pooled"].reset_index(drop=True)
+    mean = own.set_index(CELL)["mean"]
+    at = lambda side: mean.reindex(pd.MultiIndex.from_arrays([found["dataset"], found[side], found["size"].astype(float), found["measure"]])).to_numpy()
+    difference = at("first") - at("second")
+    judged = np.select([np.isnan(difference), found["p_holm"] >= 0.05, np.sign(difference) == np.sign(found["difference"])], ["missing", "tie", "same"], "opposite")
+    return found.drop(columns=["effect", "p", "arrow", "n"]).assign(own_difference=difference, verdict=judged)
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-050
+def data_cells(fits: Fits) -> pd.DataFrame: # dataset, measure (kendall_tau, wrong_choices, first_better), mean, sd, n
+    "Average what the trials' data are like."
+    c = fits.confusion
+    total = c.filter(like="true").sum(axis=1)
+    about = c[["dataset", "trial"]].assign(wrong_choices=(c["true0_choice1"] + c["true1_choice0"]) / total, first_better=(c["true1_choice0"] + c["true1_choice1"]) / total)
+    long = fits.kendall.merge(about, on=["dataset", "trial"]).melt(["dataset", "trial"], var_name="measure", value_name="value")
+    return estimate(long, ["dataset", "measure"], "value", "trial")[["dataset", "measure", "mean", "sd", "n"]]
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-052
+ARTEFACTS = [*BOXES, *CURVES, *TABLES, *SIGNIFICANCE, *DATA, *COUNTS]
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-054
+LOOKS = {"dealt": "rr", "random": "rr_perm", "breslow": "rr", "arbitrary": "rr_pooled"} # learners of experiments, drawn as these
+_NAMED = MEASURES | {"true_accuracy": "agreement with the truth"}
+
+def experiment_points(
+    folder: str | Path | None, # of the experiments' tables; None: the committed ones
+    names: str, # keys of `EXPERIMENTS`, with blanks between
+    measures: str = "pdc",
+    against: str = "", # a learner: differences from it
+    panel: str = "dataset", # or "measure"
+) -> pd.DataFrame: # points: a line per learner over the values of the setting
+    "Lay the tables of experiments out for curves."
+    tables = [read_experiment(n, folder) for n in names.split()]
+    rows = pd.concat(tables, ignore_index=True)
+    rows = rows[rows["measure"].isin(measures.split()) & (rows["learner"] != "") & (rows["against"] == against)]
+    half, order = half_width(rows["sd"], rows["count"]), [*DATASETS]
+    points = rows.assign(panel=rows[panel].map(TITLES if panel == "dataset" else _NAMED), by=rows["learner"].replace(LOOKS), x=rows["value"].map("{:g}".format), y=rows["mean"],
+                         lo=rows["mean"] - half, hi=rows["mean"] + half, n=rows["count"])
+    points = points.sort_values("dataset", key=lambda d: d.map(order.index), kind="stable")
+    points = sourced(points, rows, unit="trial", missing=[m for t in tables for m in t.attrs["missing"]])
+    short = [s for t in tables for s in t.attrs["short"]]
+    points.attrs.update(short=short, norm="the plan")
+    return points
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-055
+_PDC = {"ylabel": "Pearson distance correlation", "labels": LABELS, "height": 1.9}
+_BOTH = {"ylabel": "mean", "labels": LABELS, "height": 2.1, "columns": 2, "share": "none"}
+_TWO = {"measures": "true_accuracy pdc", "panel": "measure"}
+
+BEYOND = {a.name: a for a in (
+    Artefact("beyond_size", "Ranking saves the most comparisons where there are few; the advantage shrinks with more of them and does not vanish.",
+             experiment_points, {"names": "size size_noisy"}, "curves", _PDC | {"xlabel": "training comparisons"}),
+    Artefact("beyond_variability", "BT and ResponseRank do not see how different the strata are; whoever trusts times across strata loses to them once strata differ by a little.",
+             experiment_points, {"names": "variability"} | _TWO, "curves", _BOTH | {"xlabel": "standard deviation of the strata's multipliers"}),
+    Artefact("beyond_label_noise", "Where choices are noisy, times help more, up to a point.",
+             experiment_points, {"names": "label_noise"} | _TWO, "curves", _BOTH | {"xlabel": "choice noise"}),
+    Artefact("beyond_strata", "Fifty comparisons may be spread over ten strata at little loss; with two to a stratum about half of the gain remains.",
+             experiment_points, {"names": "strata"} | _TWO, "curves", _BOTH | {"xlabel": "strata of 50 comparisons"}),
+    Artefact("beyond_ranking_size", "Dealing a stratum into rankings of 8 to 16 is better than one ranking of 50, and better than cutting at random.",
+             experiment_points, {"names": "ranking_size"}, "curves", _PDC | {"labels": {"bt": "BT", "rr": "dealt", "rr_perm": "cut at random"}, "xlabel": "comparisons in a ranking (50: all)", "columns": 2}),
+    Artefact("beyond_ties", "On a coarse clock, breaking ties by position invents an order; treating them as ties keeps what the clock still says.",
+             experiment_points, {"names": "ties"}, "curves", _PDC | {"labels": {"bt": "BT", "rr": "ties kept (Breslow)", "rr_pooled": "ties broken"}, "xlabel": "tick of the clock, in units of time (times lie below 10; 0: exact)", "columns": 2}),
+    Artefact("beyond_steps", "At 200 steps neither learner has converged, and ResponseRank least.",
+             experiment_points, {"names": "steps"}, "curves", _PDC | {"xlabel": "training steps", "columns": 2}))}
+
+def show(artefact: Artefact, runs: object = None) -> None:
+    "Draw an artefact below a cell."
+    draw(artefact.points(runs), artefact.form, **artefact.look)
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-058
+def gains(
+    name: str, # a key of `EXPERIMENTS`
+    learner: str = "rr",
+    against: str = "bt",
+    measure: str = "pdc",
+    folder: str | Path | None = None,
+) -> pd.DataFrame: # dataset, value, mean, lo, hi, count
+    "Return paired differences between two learners under each condition."
+    t = read_experiment(name, folder)
+    t = t[(t["learner"] == learner) & (t["against"] == against) & (t["measure"] == measure)]
+    half = half_width(t["sd"], t["count"])
+    return t[["dataset", "value", "mean", "count"]].assign(lo=t["mean"] - half, hi=t["mean"] + half).reset_index(drop=True)
+
+def comparisons_needed(table: pd.DataFrame, learner: str = "rr", other: str = "bt", measure: str = "pdc") -> pd.Series: # size → comparisons; table: of an experiment on sizes, one data set
+    "Say how many comparisons the other learner needs to be as good, by interpolation of its curve in log n."
+    means = table[(table["measure"] == measure) & (table["against"] == "")].pivot(index="value", columns="learner", values="mean")
+    curve = np.maximum.accumulate(means[other])
+    needed = np.exp(np.interp(means[learner], curve, np.log(means.index.to_numpy()), right=np.nan))
+    return pd.Series(needed, means.index, name="comparisons")
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-082
+def weight_points(folder: str | Path | None = None) -> pd.DataFrame: # points: a panel per noise, the gain over λ = 0 at each λ
+    "Lay the gain of each share of the ranking loss out for curves."
+    table = read_experiment("rank_weight", folder)
+    signal = table[table["measure"] == "concordance"].set_index("value")["mean"]
+    rows = table[(table["measure"] == "pdc") & (table["against"] == "0")]
+    half = half_width(rows["sd"], rows["count"])
+    points = rows.assign(panel=[f"sd {v:g}, concordance {signal[v]:.2f}" for v in rows["value"]], by="rr", x=rows["learner"].astype(float), y=rows["mean"], lo=rows["mean"] - half, hi=rows["mean"] + half,
+                         n=rows["count"], concordance=rows["value"].map(signal))
+    points = sourced(points, rows, unit="trial", missing=table.attrs["missing"])
+    points.attrs.update(short=table.attrs["short"], norm="the plan")
+    return points
+
+BEYOND["beyond_rank_weight"] = Artefact("beyond_rank_weight", "The noisier the times, the smaller the best share of the ranking loss; a quarter is safe everywhere.", weight_points, {}, "curves",
+    {"xlabel": "share λ of the ranking loss", "ylabel": "gain in PDC over BT", "height": 1.5, "columns": 4, "legend_rows": 0})
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-087
+def paired_points(
+    sources: dict[str, Fits], # name → fits
+    measure: str = "pdc",
+    first: str = "rr",
+    second: str = "bt",
+) -> pd.DataFrame: # points of intervals: a panel per data set, a line per size
+    "Average the differences of two learners, trial by trial."
+    found = []
+    for name, fits in sources.items():
+        wide = fits.trials.pivot(index=["dataset", "size", "trial"], columns="learner", values=measure)
+        change = (wide[first] - wide[second]).dropna().rename("difference").reset_index()
+        found.append(estimate(change, ["dataset", "size"], "difference", "trial").assign(by=name, better=change.groupby(["dataset", "size"])["difference"].agg(lambda d: (d > 0).mean()).to_numpy()))
+    points = pd.concat(found, ignore_index=True)
+    kind = points["dataset"].str.endswith("_no_variability").map({False: "", True: ", no variability"})
+    points = points.assign(panel=points["dataset"].map(TITLES) + kind, x=points["size"].map("{:g}".format), y=points["mean"])
+    points = points.sort_values("dataset", key=lambda d: d.map([*DATASETS].index), kind="stable", ignore_index=True)
+    return sourced(points, pd.concat([f.trials for f in sources.values()]), unit="trial")
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-092
+def error_points(folder: str | Path | None = None) -> pd.DataFrame: # points: a panel per data set, a line per learner over bins of |Δ|
+    "Lay the share of wrong directions out by the strength of the true preference."
+    table = read_experiment("strength", folder)
+    rows = table[table["measure"].str.startswith("error_") & (table["against"] == "")]
+    half, k = half_width(rows["sd"], rows["count"]), rows["measure"].str.removeprefix("error_").astype(int)
+    below = [f"{e:g}".removeprefix("0") if np.isfinite(e) else "more" for e in EDGES[1:]]
+    points = rows.assign(panel=rows["dataset"].map(TITLES), by=rows["learner"], x=k.map(below.__getitem__), y=rows["mean"], lo=rows["mean"] - half, hi=rows["mean"] + half, n=rows["count"])
+    return sourced(points, rows, unit="trial", missing=table.attrs["missing"])
+
+BEYOND["beyond_errors"] = Artefact("beyond_errors", "Ranking corrects the errors that matter: those in clear cases.", error_points, {}, "curves",
+    {"xlabel": "|Δ| up to", "ylabel": "wrong directions, per cent", "percent": 0, "labels": LABELS, "height": 1.9})
+
+# %% ../../nbs/13_synthetic_results.ipynb #cell-101
+def tau_points(
+    folder: str | Path | None = None,
+    groups: int = 5,
+) -> pd.DataFrame: # points: a panel per data set, a line per learner over groups of trials
+    "Average the gain over BT among trials of similar Kendall's τ."
+    path = (repo_root() / FOLDER if folder is None else Path(folder)) / "strength_trials.csv.gz"
+    if not path.exists(): raise UserError(f"{path}: no such table; run_experiment('strength') computes it")
+    wide = pd.read_csv(path).pivot(index=["dataset", "trial", "kendall_tau"], columns="learner", values="pdc")
+    gain = wide[["rr", "rr_pooled"]].sub(wide["bt"], axis=0).stack().rename("gain").reset_index()
+    gain["group"] = gain.groupby(["dataset", "learner"])["kendall_tau"].transform(lambda t: pd.qcut(t, groups, labels=False))
+    found = estimate(gain, ["dataset", "learner", "group"], "gain", "trial")
+    x = gain.groupby(["dataset", "learner", "group"])["kendall_tau"].mean()
+    points = found.assign(panel=found["dataset"].map(TITLES), by=found["learner"], y=found["mean"], x=pd.MultiIndex.from_frame(found[["dataset", "learner", "group"]]).map(x))
+    return sourced(points.sort_values("dataset", key=lambda d: d.map([*DATASETS].index), kind="stable"), gain, unit="trial")
+
+BEYOND["beyond_tau"] = Artefact("beyond_tau", "What ranking within strata buys has nothing to do with Kendall's τ over all strata; what pooled ranking loses has.", tau_points, {}, "curves",
+    {"xlabel": "Kendall's τ of strength and speed", "ylabel": "gain in PDC over BT", "labels": LABELS, "height": 1.9})

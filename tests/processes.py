@@ -1,0 +1,65 @@
+"""One optimiser step on however many processes there are; `torchrun` starts this file, test_steps.py imports it."""
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from responserank.llm.methods import resolve
+from responserank.llm.models import load_model, train_tokenizer
+from responserank.llm.steps import RankingTrainer, process, training_arguments
+from transformers import TrainerCallback
+
+SMALL = dict(epochs=1, max_grad_norm=0, hidden_size=16, num_layers=1, num_heads=2, vocab_size=300)
+CASES = {  # name: comparisons, rankings, divisor wrong by, settings
+    "micro": (64, 16, 1, dict(batch_size=16, gradient_accumulation_steps=4)),
+    "step": (64, 16, 1, dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")),
+    "step, a ranking over all": (64, 1, 1, dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")),
+    "micro, uneven": (40, 20, 1, dict(batch_size=16, gradient_accumulation_steps=3)),
+    "step, uneven": (40, 1, 1, dict(batch_size=5, gradient_accumulation_steps=9, loss_scope="step")),
+    "off by 4": (64, 16, 4, dict(batch_size=16, gradient_accumulation_steps=4)),
+    "off by the devices": (64, 16, 2, dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")),
+}
+
+
+def rows_of(n, rankings, seed=1):
+    g = np.random.default_rng(seed)
+    return [dict(chosen_ids=g.integers(2, 250, 4 + i % 7), rejected_ids=g.integers(2, 250, 4 + i % 40), rank=float(i // rankings),
+                 ranking=i % rankings, target=1.0, index=i) for i in range(n)]
+
+
+class Catch(TrainerCallback):
+    gradient = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
+
+
+def step(rows, settings, dtype=torch.float64, wrong=1, prepare=lambda trainer: None):
+    """The gradient before clipping, the loss, and the rewards of some test texts after the step."""
+    g = np.random.default_rng(2)
+    texts = [g.integers(2, 250, 3 + i).tolist() for i in range(7)]
+    test = pd.DataFrame(dict(label=1, tokens_a=texts, tokens_b=[*texts[1:], texts[0]]))
+    settings, tokenizer, catch = resolve("rr_agree", overrides=SMALL | settings), train_tokenizer(["a b c d"] * 9, 300), Catch()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(settings, folder, 0)
+        trainer = RankingTrainer(load_model(settings, tokenizer, 0).to(dtype), arguments, settings, rows, test, 0, callbacks=[catch])
+        prepare(trainer)
+        if wrong != 1:
+            count = trainer._get_num_items_in_batch
+            trainer._get_num_items_in_batch = lambda *a: count(*a) / wrong
+        trainer.train()
+    return dict(gradient=catch.gradient.float().numpy() if dtype == torch.bfloat16 else catch.gradient.numpy(),
+                loss=next(h["loss"] for h in trainer.state.log_history if "loss" in h), rewards=np.concatenate(trainer.rewards))
+
+
+def case(name):
+    n, rankings, wrong, settings = CASES[name]
+    return step(rows_of(n, rankings), settings | dict(eval_tokens=12), wrong=wrong)
+
+
+if __name__ == "__main__":
+    results = {f"{name}/{k}": v for name in CASES for k, v in case(name).items()}
+    np.savez(Path(sys.argv[1]) / f"{process()[0]}.npz", **results)

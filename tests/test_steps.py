@@ -1,0 +1,145 @@
+"""The optimiser step where chapter 25 can't show it: two processes, mixed precision, dropout, and a whole run under torchrun."""
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import processes as P
+import pytest
+import torch
+
+from responserank.llm import steps as S
+from responserank.llm import trainer as T
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+
+
+def apart(a, b):
+    return float(np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b))
+
+
+def run_on_two(*words, timeout=240, **kwargs):
+    return subprocess.run([*TORCHRUN, *map(str, words)], capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Every case of processes.py on two processes: what each of them found."""
+    out = tmp_path_factory.mktemp("two")
+    done = run_on_two(Path(P.__file__), out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [dict(np.load(out / f"{rank}.npz")) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", P.CASES)
+def test_two_processes_do_what_one_does(two, name):
+    n, rankings, wrong, settings = P.CASES[name]
+    one = P.step(P.rows_of(n, rankings), settings | dict(eval_tokens=12))
+    for found in (({k: t[f"{name}/{k}"] for k in one} for t in two)):
+        if wrong == 1:
+            assert apart(found["gradient"], one["gradient"]) < 1e-9
+            assert float(found["loss"]) == pytest.approx(one["loss"], rel=1e-6)
+            np.testing.assert_allclose(found["rewards"], one["rewards"], rtol=1e-6, atol=1e-9)
+        else:
+            assert apart(found["gradient"], one["gradient"]) > 0.5
+
+
+LAYOUT = dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")
+
+
+def test_dropout_is_the_same_in_both_passes(monkeypatch):
+    rows, settings = P.rows_of(64, 1), LAYOUT | dict(dropout=0.3)
+    ours = P.step(rows, settings)
+
+    def one_graph(score, parts, n, loss_of, backward, gather=None):
+        rewards = torch.cat([score(i, i == len(parts) - 1) for i in range(len(parts))])
+        loss = loss_of(torch.empty_like(rewards).scatter(0, torch.cat(parts), rewards))
+        backward(loss, True)
+        return loss.detach()
+
+    with monkeypatch.context() as m:
+        m.setattr(S, "step_in_parts", one_graph)
+        whole = P.step(rows, settings)
+    assert apart(ours["gradient"], whole["gradient"]) < 1e-9 and ours["loss"] == pytest.approx(whole["loss"])
+    monkeypatch.setattr(S, "replay", lambda state: contextlib.nullcontext())
+    assert apart(P.step(rows, settings)["gradient"], whole["gradient"]) > 0.01
+
+
+def test_gradient_checkpointing_changes_nothing():
+    rows = P.rows_of(64, 4)
+    assert apart(P.step(rows, LAYOUT | dict(gradient_checkpointing=True))["gradient"], P.step(rows, LAYOUT)["gradient"]) < 1e-9
+
+
+def test_mixed_precision_reaches_every_weight():
+    """A pass without gradients must not leave weights behind, cast for autocast, that the next pass would use."""
+    rows = P.rows_of(64, 1)
+    whole = P.step(rows, dict(batch_size=64, gradient_accumulation_steps=1, bf16=True), torch.float32)
+    parts = P.step(rows, LAYOUT | dict(bf16=True), torch.float32)
+    exact = P.step(rows, dict(batch_size=64, gradient_accumulation_steps=1), torch.float32)
+    assert apart(whole["gradient"], exact["gradient"]) > 1e-4  # bf16 is on
+    assert apart(parts["gradient"], exact["gradient"]) < 0.05
+
+
+def test_more_processes_than_micro_batches_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(S, "process", lambda: (0, 8))
+    with pytest.raises(T.UserError, match="gradient_accumulation_steps"):
+        S.training_arguments(T.resolve("bt", overrides="batch_size=16 gradient_accumulation_steps=4"), tmp_path, 0)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [dict(prompt=f"question {i}", chosen="yes " * int(rng.integers(3, 12)), rejected="no " * int(rng.integers(1, 12)),
+                 strength=float(rng.random())) for i in range(100)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 batch_size=8 "
+         "gradient_accumulation_steps=3 epochs=2 checkpoint_steps=3 loss_scope=")
+
+
+def test_a_run_on_two_processes_is_the_run_on_one(pairs, tmp_path):
+    common = dict(data=str(pairs), wandb_mode="disabled", overrides=SMALL + "step")
+    done = run_on_two("--no-python", Path(sys.executable).with_name("responserank"), "train", "rr", "--data", pairs, "--out", tmp_path / "two",
+                      "--wandb-mode", "disabled", "--save-model", "--overrides", SMALL + "step", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("accuracy") == 1  # the first process alone prints
+    one, two = T.train("rr", out=tmp_path / "one", **common), T.run("rr", out=tmp_path / "two", save_model=True, **common)
+    assert two.metrics["train"]["processes"] == 2 and two.metrics["group"] == one.metrics["group"]
+    np.testing.assert_allclose(two.curve.loss, one.curve.loss, rtol=1e-4)
+    np.testing.assert_allclose(two.predictions.predicted_diff, one.predictions.predicted_diff, atol=1e-4)
+    assert len(two.predictions) == two.predictions.id.nunique() == len(one.predictions)
+    assert {p.name for p in two.folder.iterdir()} == {"metrics.json", "curve.csv", "predictions.csv", "model"}
+    assert two.score(["yes yes yes", "no"]) == pytest.approx(one.score(["yes yes yes", "no"]), abs=1e-4)
+
+
+MISHAPS = """
+import os, sys
+from responserank.llm import trainer as T
+data, taken, out, overrides = sys.argv[1:]
+try: T.run("rr", data=data, out=taken, wandb_mode="disabled", overrides=overrides)
+except T.UserError as e: print("refused:", e, flush=True)
+if os.environ["RANK"] == "1":
+    class Broken(T.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs): raise MemoryError("no memory on the second device")
+    T.SaveAfterEvaluating = Broken
+T.run("rr", data=data, out=out, wandb_mode="disabled", overrides=overrides)
+"""
+
+
+def test_processes_stop_together(pairs, tmp_path):
+    """A run somebody else is at is refused to every process; a process that fails ends them all."""
+    script = tmp_path / "mishaps.py"
+    script.write_text(MISHAPS)
+    dry = T.run("rr", data=str(pairs), out=tmp_path / "taken", wandb_mode="disabled", overrides=SMALL + "step", dry_run=True)
+    with T.claim_run(dry.folder):
+        done = run_on_two(script, pairs, tmp_path / "taken", tmp_path / "runs", SMALL + "step", timeout=120, cwd=tmp_path)
+    assert done.stdout.count("refused:") == done.stdout.count("is being run by") == 2, done.stdout
+    assert done.returncode != 0 and "no memory on the second device" in done.stderr
+    metrics, = tmp_path.glob("runs/**/metrics.json")
+    assert json.loads(metrics.read_text())["status"] in ("failed", "interrupted")
+    assert not list(tmp_path.glob("runs/**/claim*"))
