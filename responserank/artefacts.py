@@ -127,6 +127,7 @@ def _panel(rows, ax, form, labels, order, percent):
     _reference(rows[reference], ax, labels)
     value = ax.xaxis if form in SIDEWAYS else ax.yaxis
     if percent is not None: value.set_major_formatter(PercentFormatter(1, decimals=percent, symbol=""))
+    if percent is not None and form not in SIDEWAYS: ax.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10])) # no ticks at 67.5, which would be read as 68
     if form in SIDEWAYS: ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     return ax
 
@@ -187,7 +188,7 @@ def cell_text(
 ) -> str:
     "Write an estimate as mean ± sd [± half-width]."
     if not row["n"] > 0: return "--"
-    text = f"{scale * row['mean']:.{decimals}f}"
+    text = f"{scale * round(row['mean'], 12):.{decimals}f}" # 81.45 is 81.5 in whatever order runs were added up
     if row["n"] > 1: text += f" ± {uncertainty(scale * row['sd'], decimals)} [± {uncertainty(scale * row['ci95'], decimals)}]"
     return text if row["n"] >= norm else f"{text} (n = {row['n']:.0f})"
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CELL', 'DATASETS', 'COMPARISONS', 'SECTIONS', 'HEADER', 'PREAMBLE', 'MANIFEST', 'Source',
-           'published_sources', 'own_artefacts', 'own_llm_sources', 'own_sources', 'synthetic_cells', 'summary_cells',
-           'llm_cells', 'control_cells', 'same_length', 'matching_cells', 'reproduction', 'reproduction_points',
-           'beside', 'annotations_at_hand', 'all_dataset_statistics', 'Comparison', 'index_page', 'reproduction_text',
-           'main_document', 'matching', 'merged_manifest', 'rebuild_paper']
+           'published_sources', 'methods_of', 'own_artefacts', 'own_llm_sources', 'own_sources', 'synthetic_cells',
+           'summary_cells', 'llm_cells', 'control_cells', 'same_length', 'matching_cells', 'reproduction',
+           'reproduction_points', 'beside', 'annotations_at_hand', 'all_dataset_statistics', 'Comparison', 'index_page',
+           'reproduction_text', 'main_document', 'matching', 'merged_manifest', 'rebuild_paper']
 
 # %% ../nbs/40_paper.ipynb #cell-002
 import fnmatch, functools, multiprocessing, os, shutil, sys
@@ -52,19 +52,35 @@ def _retitled(runs, rows, titles, **take):
     written.attrs = points.attrs
     return written
 
+_SPECIAL = [*llm.SIDE_BY_SIDE[1:], *llm.SETTINGS, *llm.SPOILT] # figures about a few methods
+
+def methods_of(artefact: Artefact) -> set[str]:
+    "Say which methods a figure asks for."
+    take = artefact.take
+    return {*take.get("methods", ()), *(m for pair in take.get("settings", {}).values() for m in pair), *(m for line in take.get("lines", {}).values() for m in line.values())}
+
+def _nothing_new(runs, **take):
+    points = sourced(pd.DataFrame(columns=["n"]), runs[:0])
+    points.attrs.update(status="nothing new", note="none of its own methods has runs")
+    return points
+
 def own_artefacts(
     artefacts: list[Artefact],
     data: str, # what the runs were tested on
+    methods: set[str] | None = None, # that have runs; None: don't ask
 ) -> list[Artefact]:
     "Fit the rows for the published runs to own ones."
     rows = [a for a in artefacts if a.name != "dose_response"]
-    return [replace(a, claim="", rows=functools.partial(_retitled, rows=a.rows, titles={"MultiPref": data})) for a in rows]
+    old = lambda a: methods is not None and a in _SPECIAL and not (methods_of(a) & methods) - set(llm.SIX)
+    return [replace(a, claim="", rows=_nothing_new if old(a) else functools.partial(_retitled, rows=a.rows, titles={"MultiPref": data})) for a in rows]
 
 def own_llm_sources(path: Path) -> list[Source]: # one per preset and data set
-    "Read own language-model runs, kept apart by preset and data."
-    runs = llm.read_runs(path, ["multipref_accuracy"], ["preset", "data"])
-    return [Source(f"own/llm-{preset}-{Path(str(data)).stem}", "llm", table.reset_index(drop=True), own_artefacts(llm.ARTEFACTS, Path(str(data)).stem))
-            for (preset, data), table in runs.groupby(["preset", "data"])]
+    "Read own language-model runs without overrides, kept apart by preset and data."
+    found = []
+    for table in llm.read_own(path).values():
+        plain, preset, data = table[table["overrides"] == ""].reset_index(drop=True), table["preset"].iloc[0], Path(str(table["data"].iloc[0])).stem
+        if len(plain): found.append(Source(f"own/llm-{preset}-{data}", "llm", plain, own_artefacts(llm.ARTEFACTS, data, set(plain["method"]))))
+    return sorted(found, key=lambda s: s.name)
 
 def own_sources(
     results: Path, # the folder with synthetic/, llm/ and rl_control/
@@ -198,9 +214,12 @@ class Comparison(NamedTuple):
     sources: list[Source]
     data: Path # folder that may hold the annotated data sets
     cache: Path # statistics of data sets computed before
+    own: dict # data → own language-model runs, as `llm.read_own` returns them
 
 def _reproduced(c: Comparison): return reproduction_points(c.compared)
 def _beside(c: Comparison): return beside(c.sources)
+def _gains(c: Comparison, **take): return llm.gain_points({"MultiPref": next(s.runs for s in c.sources if s.part == "llm"), **c.own} if c.own else {}, **take)
+def _lighter(c: Comparison): return llm.override_points(c.own)
 def _statistics(c: Comparison): return all_dataset_statistics(c.data, c.cache)
 
 COMPARISONS = [
@@ -209,7 +228,11 @@ COMPARISONS = [
     Artefact("reproduction_qq", "Own synthetic trials against the published ones: t values of all cells, against the normal quantiles they would have if both studies did the same.", _reproduced, {}, "qq",
              {"xlabel": "expected quantile", "ylabel": "t value", "columns": 1, "width": "half", "height": 2.6, "legend_rows": 0}, beyond=True),
     Artefact("beside_llm", "The same methods on other data: own runs beside the published ones, not tested against them.", _beside, {}, "intervals",
-             {"xlabel": "test accuracy, per cent", "percent": 1, "columns": 3, "share": "y", "height": 1.6, "legend_rows": 0, "labels": llm.NAMES}, beyond=True)]
+             {"xlabel": "test accuracy, per cent", "percent": 1, "columns": 3, "share": "y", "height": 1.6, "legend_rows": 0, "labels": llm.NAMES}, beyond=True),
+    Artefact("own_gains", "What methods gain over BT with the same seeds: on MultiPref these are the published runs. On simulated annotators agreement and consensus gain at every share of the data, and so do soft labels, which the published code ignored; shuffled ranks cost, and response times gain nothing.",
+             _gains, {}, "forest", {"xlabel": "gain over BT, points", "percent": 0, "columns": 3, "share": "both", "height": 2.3, "legend_rows": 0}, beyond=True),
+    Artefact("own_rank_weight", "A rank weight of a quarter instead of one takes back much of the harm of bad ranks, and costs good ones little.",
+             _lighter, {}, "forest", {"xlabel": "rank weight .25 minus 1, points", "percent": 0, "columns": 3, "share": "both", "height": 1.3, "legend_rows": 0}, beyond=True)]
 
 # %% ../nbs/40_paper.ipynb #cell-022
 SECTIONS = {"synthetic": "Synthetic study", "llm": "Language model", "control": "Control", "comparison": "Ours beside theirs"}
@@ -218,7 +241,7 @@ title: "The paper, rebuilt"
 ---
 
 Every figure of the paper, redrawn from its published runs by `responserank paper`, beside what it shows. Where a line says *not in the paper*, the figure was added here. Intervals are 95 % intervals of
-means unless the caption says otherwise. Tables, the numbers quoted in the text, and the sources of everything are listed in `manifest.csv` beside this page.
+means unless the caption says otherwise. Tables and the numbers quoted in the text are listed [below](#tables-and-numbers), the sources of everything in [manifest.csv](manifest.csv).
 """
 
 def index_page(
@@ -235,6 +258,9 @@ def index_page(
             text.append(f"**{r['artefact'].replace('_', ' ')}.** {r['claim']} {marks}\n\n![{r['source_rows']} runs]({r['files'].split()[-1]})\n")
     own = manifest[(manifest["source"] != "published") & (manifest["kind"] == "figure") & (manifest["files"] != "")]
     text.append(reproduction_text(compared))
+    tables = manifest[manifest["kind"].isin(["table", "macros"]) & (manifest["source"] == "published")]
+    files = lambda r: ", ".join(f"[{Path(f).suffix[1:]}]({f})" for f in r["files"].split())
+    text.append("## Tables and numbers\n\n| | | |\n|---|---|---|\n" + "\n".join(f"| {r['artefact']} | {r['claim']} | {files(r)} |" for _, r in tables.iterrows()) + "\n")
     for source, rows in own.groupby("source", sort=False):
         text.append(f"### {source}\n\n" + "\n\n".join(f"![{r['artefact'].replace('_', ' ')}, {r['source_rows']} runs]({source}/{r['files'].split()[-1]})" for _, r in rows.iterrows()) + "\n")
     return "\n".join(text)
@@ -245,7 +271,7 @@ def reproduction_text(compared: pd.DataFrame) -> str: # Markdown
     rows = [f"| {part} | {len(c)} | {(c['p'] < .05).mean():.1%} | {c['t'].abs().max():.2f} | {c['own_n'].min():.0f} |" for part, c in compared.groupby("part", sort=False)]
     worst = compared.reindex(compared["t"].abs().sort_values(ascending=False).index).head(8)
     lines = [f"| {r['cell']} | {r['measure']} | {r['published_mean']:.3f} ± {r['published_ci95']:.3f} | {r['own_mean']:.3f} ± {r['own_ci95']:.3f} | {r['t']:.2f} | {r['p']:.3g} |" for _, r in worst.iterrows()]
-    return "\n".join(["Own runs of the same design against the published ones (Welch's test for each cell; every cell is in `reproduction.csv`):\n", "| part | cells | p < .05 | largest \\|t\\| | own runs per cell |", "|---|---|---|---|---|",
+    return "\n".join(["Own runs of the same design against the published ones (Welch's test for each cell; every cell is in [reproduction.csv](reproduction.csv)):\n", "| part | cells | p < .05 | largest \\|t\\| | own runs per cell |", "|---|---|---|---|---|",
                       *rows, "\nThe cells that differ most:\n", "| cell | measure | published | own | t | p |", "|---|---|---|---|---|---|", *lines, ""])
 
 # %% ../nbs/40_paper.ipynb #cell-023
@@ -284,7 +310,8 @@ def _begin(sources, latex_text, dpi): # of a worker
 def _job(artefact, name, part, folder):
     if name != "published": # own runs make what they can
         points = artefact.points(_AT_WORK[name, part]) if artefact.form != "macros" else None
-        if points is not None and not points.attrs.get("rows"): return {"artefact": artefact.name, "kind": "", "status": "no own runs", "files": "", "source": name, "part": part}
+        if points is not None and not (points.attrs.get("rows") and (points["n"] > 0 if "n" in points else points.index >= 0).any()):
+            return {"artefact": artefact.name, "kind": "", "status": points.attrs.get("status", "no own runs"), "note": points.attrs.get("note", ""), "files": "", "source": name, "part": part}
     return make(artefact, _AT_WORK[name, part], folder) | {"source": name, "part": part}
 
 def matching(
@@ -342,7 +369,8 @@ def rebuild_paper(
     out, results = root / out, root / results
     theirs, own = published_sources(), own_sources(results)
     compared = reproduction(theirs, own, results)
-    comparison = Comparison(compared, [*theirs, *own], root / data, results / "llm" / "dataset_statistics.csv")
+    comparison = Comparison(compared, [*theirs, *own], root / data, results / "llm" / "dataset_statistics.csv",
+                            llm.read_own(results / "llm" / "runs.csv") if (results / "llm" / "runs.csv").exists() else {})
     sources = [*theirs, Source("published", "comparison", comparison, COMPARISONS), *own]
     jobs = matching(only, sources)
     made = pd.DataFrame(_make_all(jobs, sources, out, workers or os.cpu_count() or 1, latex, dpi))

@@ -278,12 +278,14 @@ def content_hash(
     "Hash what the data say, not where they lie."
     if isinstance(data, pd.DataFrame): return _table_hash(data)[:16]
     path = Path(data)
+    try: path.stat()
+    except (OSError, ValueError): return hashlib.sha256(str(data).encode()).hexdigest()[:16] # not a path, or none that leads anywhere
     if path.is_file(): return _file_hash(path)[:16]
     if path.is_dir():
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
         names = [n for n in names if "/." not in f"/{n}"]
         return hashlib.sha256(canonical_json([(n, _file_hash(path / n)) for n in names]).encode()).hexdigest()[:16]
-    return hashlib.sha256(str(data).encode()).hexdigest()[:16]
+    raise UserError(f"{path}: neither a file nor a folder")
 
 # %% ../nbs/04_runs.ipynb #cell-037
 def repo_root() -> Path: # the current folder, where there is no checkout around it

@@ -8,9 +8,9 @@ __all__ = ['SUFFIXES', 'where', 'read_text', 'parse_jsonl', 'parse_json', 'parse
            'require', 'is_missing', 'numbers', 'texts']
 
 # %% ../nbs/06_tables.ipynb #cell-002
-import gzip, io, json, logging, re
+import gzip, io, json, logging, re, tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -145,10 +145,11 @@ def load_named(
     split: str,
 ) -> pd.DataFrame:
     "Load one configuration of a hub data set with the `datasets` library."
-    with _quiet_datasets() as datasets:
-        try: data = datasets.load_dataset(name, config, split=split)
+    local = Path(name).is_dir() # the cache knows folders by their last name alone, and would return another one's rows
+    with _quiet_datasets() as datasets, tempfile.TemporaryDirectory() if local else nullcontext() as cache:
+        try: data = datasets.load_dataset(name, config, split=split, **dict(cache_dir=cache) if local else {})
         except Exception as e: raise hub_error(name, e) from None
-    return data.to_pandas().astype(object)
+        return data.to_pandas().astype(object)
 
 # %% ../nbs/06_tables.ipynb #cell-025
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")

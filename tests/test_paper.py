@@ -30,7 +30,7 @@ def test_every_artefact_of_the_published_runs_is_there(rebuilt):
         for f in row["files"].split():
             assert (out / f).stat().st_size > 0
     incomplete = manifest[manifest["status"] != "complete"].set_index("artefact")["status"].to_dict()
-    assert incomplete == {"dataset_statistics": "partial", "reproduction_qq": "empty", "beside_llm": "partial"}
+    assert incomplete == {"dataset_statistics": "partial", "reproduction_qq": "empty", "beside_llm": "partial", "own_gains": "empty", "own_rank_weight": "empty"}
     wanted = ["multipref_datasize", "multipref_datasize_rb", "size_ablation", "noise_robustness", "filter_robustness", "response_time_length_strat", "main_comparison",
               "slight_weight", "stated_ablation", "randrank_size", "consensus_size", "soft_labels", "stats", *(f"hyperparam_{k}" for k in "lr acc clip epochs warmup wd".split()),
               *(f"{t}_{p}" for t in ("test_accuracy", "rewardbench_v1", "rewardbench_v2") for p in ("part1", "part2")), "choice_accuracy",
@@ -90,7 +90,8 @@ def own(tmp_path_factory):
     small = runs[runs["method"].isin(["bt", "rr_agree"]) & (runs["fraction"] == 1) & (runs["seed"] < 45)]
     tiny = small.assign(preset="tiny", data="simulated", **dict.fromkeys([c for c in runs if c.startswith("rewardbench")], np.nan))
     full = small.assign(preset="paper", data="allenai/multipref")
-    pd.concat([tiny, full]).to_csv(results / "llm" / "runs.csv", index=False)
+    light = tiny[tiny["method"] == "rr_agree"].assign(overrides="rank_weight=0.25", multipref_accuracy=tiny["multipref_accuracy"] - .01)
+    pd.concat([tiny, full, light]).to_csv(results / "llm" / "runs.csv", index=False)
     highway = pd.read_csv(published / "highway_runs.csv")
     mujoco = pd.read_csv(published / "mujoco_runs.csv")
     short = mujoco[(mujoco["env"] == "Swimmer-v5") & (mujoco["seed"] == 12)].assign(global_step_history="[10000, 20000]", reward_history="[1, 2]")
@@ -102,6 +103,22 @@ def own(tmp_path_factory):
 def test_own_runs_are_found_and_kept_apart(own):
     names = [s.name for s in paper.own_sources(own)]
     assert names == ["own/synthetic", "own/llm-paper-multipref", "own/llm-tiny-simulated", "own/control"]
+
+
+def test_runs_with_overrides_are_other_methods(own, tmp_path):
+    tiny = next(s for s in paper.own_sources(own) if s.name == "own/llm-tiny-simulated")
+    assert len(tiny.runs) == 10 and (tiny.runs["overrides"] == "").all()
+    tables = llm.read_own(own / "llm" / "runs.csv")
+    found = llm.gains_of_override(tables["simulated"], "rank_weight=0.25")
+    assert found["n"].tolist() == [5] and np.allclose(found[["mean", "sd"]], [-.01, 0])
+    manifest = paper.rebuild_paper(tmp_path, "own_*,size_ablation,multipref_datasize_rb", results=own, data=tmp_path, dpi=60).set_index(["source", "artefact"])
+    assert manifest.loc[[("published", "own_gains"), ("published", "own_rank_weight")], "status"].tolist() == ["complete"] * 2
+    assert manifest.loc[("own/llm-tiny-simulated", "size_ablation"), ["status", "files"]].tolist() == ["nothing new", ""]
+    assert manifest.loc[("own/llm-tiny-simulated", "multipref_datasize_rb"), "status"] == "no own runs"
+    table = pd.read_csv(own / "llm" / "runs.csv")
+    pd.concat([table, table[table["overrides"] == "rank_weight=0.25"].head(1)]).to_csv(tmp_path / "twice.csv", index=False)
+    with pytest.raises(UserError, match="more than one finished run of the same method, fraction, seed, preset, data, overrides: line 22"):
+        llm.read_own(tmp_path / "twice.csv")
 
 
 def test_own_cells_are_tested_where_the_design_is_the_same(own):

@@ -109,6 +109,11 @@ def test_every_shape_of_a_local_copy(version, frame, split, shape, tmp_path):
     assert bench.table.completions.map(len).sum() == (2 * len(frame()) if version == "1" else frame().total_completions.sum())
 
 
+def test_two_copies_of_the_same_name_are_not_confused(tmp_path):
+    one, other = (clone(first(n), tmp_path / str(n) / "reward-bench", ["filtered"], True) for n in (1, 2))
+    assert [len(B.read_bench(p).table) for p in (one, other, one)] == [23, 46, 23]
+
+
 def spoilt(frame, row, **cells):
     frame = frame.astype(object)
     for column, value in cells.items(): frame.at[row, column] = value

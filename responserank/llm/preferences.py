@@ -317,7 +317,8 @@ def from_multipref(
     require(frame, MULTIPREF, name)
     table = from_annotated(frame, name)
     if binarized is not None: table = better_label(table, binarized_labels(table, binarized, f"{name}, human_overall_binarized"))
-    return table, read_report(table, name, "annotated comparisons")
+    note = {} if binarized is not None else dict(note="no table human_overall_binarized beside it: labelled by the annotators' majority")
+    return table, read_report(table, name, "annotated comparisons", **note)
 
 def read_report(
     table: pd.DataFrame,
@@ -483,6 +484,8 @@ def read_preferences(
     if len(frame) == 0: raise UserError(f"{name}: no rows")
     kind = shape_of(frame, name)
     if kind == "multipref": return from_multipref(frame, binarized, name)
+    if kind == "pairs" and "tie_is_common" in frame:
+        raise UserError(f"{name}: only MultiPref's configuration human_overall_binarized is here, which labels its test rows; add the configuration default")
     read = dict(annotated=from_annotated, votes=from_votes, pairs=from_pairs)[kind]
     return (table := read(frame, name)), read_report(table, name, "ranked pairs" if kind == "pairs" else "annotated comparisons")
 

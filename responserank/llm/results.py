@@ -6,12 +6,14 @@
 __all__ = ['METRICS', 'CATEGORIES', 'KEYS', 'COLUMNS', 'NORM', 'NAMES', 'SIX', 'SHARE', 'ACCURACY', 'BY_FRACTION', 'DATA_SIZE',
            'PARTS', 'TABLED', 'LEARNER_TABLES', 'SIDE_BY_SIDE', 'HYPERPARAMETERS', 'SETTINGS', 'QUARTERS', 'NOISE',
            'STRATA', 'LEVELS', 'SPOILT', 'DOSE_RESPONSE', 'PAIRS', 'LENGTHS', 'SINGLETONS', 'PER_CENT_ALONE',
-           'MEASURES', 'STATS', 'FORMATS', 'FOREST', 'EFFICIENCY', 'SIGNALS', 'WITHIN', 'ARTEFACTS', 'name_rows',
-           'finished', 'at_fraction', 'faults', 'check_runs', 'published_file', 'read_runs', 'averages',
-           'against_fraction', 'categories_against_fraction', 'learner_cells', 'side_by_side', 'rows_of', 'at_settings',
-           'dose', 'inverted_share', 'fragments_of', 'ranking_length', 'inverted_in_run', 'dose_response', 'by_seed',
-           'compare', 'pair_macros', 'macros', 'against_baseline', 'forest', 'reaches', 'data_efficiency',
-           'efficiency_points', 'spearman_within', 'annotations', 'dataset_statistics']
+           'MEASURES', 'STATS', 'FORMATS', 'FOREST', 'EFFICIENCY', 'SIGNALS', 'WITHIN', 'OWN', 'LISTED', 'SHORT',
+           'SHARES', 'LEAST', 'ARTEFACTS', 'name_rows', 'finished', 'at_fraction', 'faults', 'check_runs',
+           'published_file', 'read_runs', 'averages', 'against_fraction', 'categories_against_fraction',
+           'learner_cells', 'side_by_side', 'rows_of', 'at_settings', 'dose', 'inverted_share', 'fragments_of',
+           'ranking_length', 'inverted_in_run', 'dose_response', 'by_seed', 'compare', 'pair_macros', 'macros',
+           'against_baseline', 'forest', 'reaches', 'data_efficiency', 'efficiency_points', 'spearman_within',
+           'annotations', 'dataset_statistics', 'own_file', 'read_own', 'gains', 'gains_of_override', 'gain_points',
+           'override_points']
 
 # %% ../../nbs/28_llm_results.ipynb #cell-002
 import functools
@@ -108,6 +110,7 @@ def read_runs(
     path = Path(path or published_file("llm_runs.csv.gz"))
     if not path.exists(): raise UserError(f"{path}: no such table of runs")
     runs, metrics = pd.read_csv(path), [*METRICS, *CATEGORIES] if metrics is None else metrics
+    if "overrides" in apart: runs["overrides"] = runs["overrides"].fillna("") if "overrides" in runs else ""
     missing = [c for c in dict.fromkeys([*COLUMNS, *metrics, *apart]) if c not in runs]
     if missing: raise UserError(f"{path}: column {', '.join(missing)} is missing; a table of runs has the columns of results/published/llm_runs.csv.gz")
     return check_runs(finished(runs.assign(fraction=runs["fraction"].round(6))), metrics, path.name, [*KEYS, *apart])
@@ -483,6 +486,7 @@ def data_efficiency(
     for metric in metrics if not absent else ():
         grids = {m: _by_fraction(runs, m, metric) for m in (method, *baselines)}
         seeds = sorted(set.intersection(*(set(g.columns) for g in grids.values())))
+        if not seeds: continue # not measured
         values = {m: g[seeds].to_numpy() for m, g in grids.items()}
         picks = rng("data efficiency", metric).integers(len(seeds), size=(draws, len(seeds)))
         own = values[method]
@@ -556,6 +560,75 @@ def dataset_statistics(
     found = sourced(pd.DataFrame(rows), pd.concat([t for t in tables.values() if t is not None] or [pd.DataFrame()]), unit="annotation",
                     missing=[n for n, t in tables.items() if t is None])
     return found
+
+# %% ../../nbs/28_llm_results.ipynb #cell-070-b
+OWN = ["preset", "data", "overrides"] # what tells own runs of a method apart
+
+def own_file() -> Path: # it need not exist
+    "Return the path of the table of own runs in this checkout."
+    return repo_root() / "results" / "llm" / "runs.csv"
+
+def read_own(
+    path: str | Path | None = None, # None: those of this checkout
+) -> dict[str, pd.DataFrame]: # name of the data, and of the preset if there are several → finished runs, checked
+    "Read own runs, a table for each data set and preset."
+    runs = read_runs(path or own_file(), ["multipref_accuracy"], OWN)
+    presets = runs.groupby("data")["preset"].nunique()
+    return {Path(str(data)).stem + (f", {preset}" if presets[data] > 1 else ""): table.reset_index(drop=True) for (preset, data), table in runs.groupby(["preset", "data"])}
+
+# %% ../../nbs/28_llm_results.ipynb #cell-070-d
+def gains(
+    runs: pd.DataFrame,
+    metric: str = "multipref_accuracy",
+    baseline: str = "bt",
+) -> pd.DataFrame: # method, overrides, fraction, mean, sd, ci95, lo, hi, n, seeds
+    "Average each method's differences from a baseline with the same seed and fraction."
+    runs = runs if "overrides" in runs else runs.assign(overrides="")
+    wide = runs.pivot(index=["fraction", "seed"], columns=["method", "overrides"], values=metric)
+    base = wide[(baseline, "")] if (baseline, "") in wide else pd.Series(np.nan, wide.index)
+    tall = wide.drop(columns=[(baseline, "")], errors="ignore").sub(base, axis=0).melt(ignore_index=False, value_name="gain").reset_index()
+    return estimate(tall.dropna(subset="gain"), ["method", "overrides", "fraction"], "gain")
+
+def gains_of_override(
+    runs: pd.DataFrame,
+    override: str, # such as "rank_weight=0.25"
+    metric: str = "multipref_accuracy",
+) -> pd.DataFrame: # method, fraction, mean, …
+    "Average what an override changes in the methods that were run with and without it."
+    both = runs.pivot(index=["method", "fraction", "seed"], columns="overrides", values=metric).reindex(columns=["", override])
+    return estimate((both[override] - both[""]).rename("gain").dropna().reset_index(), ["method", "fraction"], "gain")
+
+# %% ../../nbs/28_llm_results.ipynb #cell-070-g
+LISTED = ["bt_ep2", "bt_agree", "bt_meanpref", "rr_agree", "rr_consensus", "rr_stated", "rr_rt_annostrat_spread2", "rr_randrank_randsize2", "rr_agree_partialshuffle50", "rr_agree_partialshuffle100"]
+SHORT = NAMES | {"bt_agree": "BT, soft: agreement", "bt_meanpref": "BT, soft: mean preference", "rr_agree_partialshuffle50": "RR-Agree, half shuffled", "rr_agree_partialshuffle100": "RR-Agree, shuffled"}
+SHARES, LEAST = (0.1, 0.3, 1.0), 3 # shares of the data shown, and seeds that a point must have
+
+def _lined_up(found, used, methods): # points: a panel per data set and fraction, the same lines in each
+    found = found[found["n"] >= LEAST]
+    if found.empty: return sourced(pd.DataFrame(columns=["panel", "by", "x", "y", "lo", "hi", "n"]), used, missing=["own language-model runs"])
+    lines = pd.DataFrame([(m, o) for m in methods for o in sorted(found.loc[found["method"] == m, "overrides"].unique())], columns=["method", "overrides"])
+    places = pd.MultiIndex.from_product([found["data"].unique(), SHARES], names=["data", "fraction"]).to_frame(index=False)
+    points = places.merge(lines, how="cross").merge(found, how="left", on=["data", "fraction", "method", "overrides"])
+    label = points["method"].map(SHORT) + points["overrides"].map(lambda o: ", " + o.replace("rank_weight=", "rank weight ") if o else "")
+    points = points.assign(panel=points["data"] + points["fraction"].map(lambda f: f", {100 * f:.0f} %"), by=points["method"], x=label, y=points["mean"])
+    return sourced(points, used)
+
+def gain_points(
+    tables: dict[str, pd.DataFrame], # data → runs, as `read_own` returns them; the published ones may be among them
+    metric: str = "multipref_accuracy",
+    methods: list[str] = LISTED,
+) -> pd.DataFrame: # points: a panel per data set and share of it, a line per method
+    "Lay what methods gain over BT out, for data sets below each other."
+    found = pd.concat([gains(t, metric).assign(data=name) for name, t in tables.items()] or [pd.DataFrame(columns=["data", "method", "overrides", "n"])])
+    used = pd.concat([t for t in tables.values()] or [pd.DataFrame()])
+    return _lined_up(found, used[used["method"].isin(["bt", *methods]) & used["fraction"].isin(SHARES)] if len(used) else used, methods)
+
+def override_points(tables: dict[str, pd.DataFrame], override: str = "rank_weight=0.25", metric: str = "multipref_accuracy") -> pd.DataFrame: # the same for an override
+    "Lay what an override changes out."
+    found = pd.concat([gains_of_override(t, override, metric).assign(data=name, overrides="") for name, t in tables.items() if (t["overrides"] == override).any()]
+                      or [pd.DataFrame(columns=["data", "method", "overrides", "n"])])
+    used = pd.concat([t[t["method"].isin(found["method"]) & t["overrides"].isin(["", override])] for t in tables.values()] or [pd.DataFrame()])
+    return _lined_up(found, used, [m for m in LISTED if m in set(found["method"])])
 
 # %% ../../nbs/28_llm_results.ipynb #cell-071
 ARTEFACTS = [*DATA_SIZE, *LEARNER_TABLES, *SIDE_BY_SIDE, *SETTINGS, *SPOILT, *STATS, *DOSE_RESPONSE, *FOREST, *EFFICIENCY]

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SIMULATED_TEST', 'WANDB_MODES', 'load_data', 'Prepared', 'all_texts', 'prepare_data', 'fit_settings', 'training_rows',
            'Bar', 'Redeal', 'settle', 'last_checkpoint', 'SaveAfterEvaluating', 'Result', 'curve_table', 'make_trainer',
-           'batch_report', 'fit', 'train_metrics', 'note_origin', 'wandb_log', 'WandbLog', 'data_hash', 'describe_run',
-           'claim_together', 'finish_together', 'same_everywhere', 'save_trained', 'from_root', 'run', 'dry_result',
-           'finished_result', 'train', 'run_metrics', 'run_all', 'data_report_table', 'headline', 'strength_bins',
-           'training_figure', 'draw_loss', 'draw_accuracy', 'draw_rewards', 'draw_strength']
+           'batch_report', 'fit', 'train_metrics', 'note_origin', 'wandb_log', 'WandbLog', 'data_hash',
+           'model_identity', 'describe_run', 'claim_together', 'finish_together', 'same_everywhere', 'save_trained',
+           'from_root', 'run', 'dry_result', 'finished_result', 'train', 'run_metrics', 'run_all', 'data_report_table',
+           'headline', 'strength_bins', 'training_figure', 'draw_loss', 'draw_accuracy', 'draw_rewards',
+           'draw_strength']
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-002
 import contextlib, os, shutil, tempfile, time, warnings
@@ -353,13 +354,17 @@ def data_hash(
     if data == "simulated": return content_hash(f"simulated, {SIMULATED_TEST} for the test")
     return content_hash(Path(data)) if Path(data).exists() else content_hash(read_preferences(data)[0])
 
+def model_identity(model: str) -> dict: # the setting that stands for it in a run's identity
+    "Name a local model by what its folder holds; \"scratch\" and names on the hub stand for themselves."
+    return dict(model=f"folder {content_hash(Path(model))}") if Path(model).is_dir() else dict(model=model)
+
 # %% ../../nbs/25_llm_trainer.ipynb #cell-038
 def describe_run(
     method: str, preset: str, data: str, fraction: float, seed: int, model_seed: int | None, # as `run`'s
     settings: Settings,
 ) -> dict: # what metrics.json says before the run has begun
     "Name a run and record where it comes from."
-    group = group_name(method, settings.identity(), preset, data_hash(data), model_seed)
+    group = group_name(method, settings.identity() | model_identity(settings.model), preset, data_hash(data), model_seed)
     return dict(method=method, preset=preset, data=data, fraction=fraction, seed=seed, model_seed=model_seed, group=group,
                 settings=settings.identity(), versions=versions(), git=git_state())
 
@@ -442,7 +447,7 @@ def run(
     "Do a run once: claim it, train, evaluate, write its files; or read them where it is done."
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
     settings = replace(resolve(method, preset, overrides), fraction=fraction)
-    data = from_root(data)
+    data, settings = from_root(data), replace(settings, model=from_root(settings.model))
     about = describe_run(method, preset, str(data), fraction, seed, model_seed, settings)
     folder = run_folder(repo_root() / out, about["group"], fraction, seed)
     with interruptible(), claim_together(folder, redo, about) as claim:
