@@ -9,7 +9,7 @@ export UV_FIND_LINKS # uv does not read pip's own
 unexport PYTHONDONTWRITEBYTECODE # imports would take three times as long
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test paper lab bench docs lint lock clean
+.PHONY: help setup run test synthetic paper lab bench docs lint lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -30,6 +30,10 @@ run: setup ## train Bradley-Terry and rr_agree on the offline data, and print bo
 test: setup ## run the notebooks against the exported modules, then pytest
 	$(BIN)/python tests/notebooks.py
 	$(BIN)/python -m pytest
+
+synthetic: setup ## the synthetic study, and its figures and tables
+	$(BIN)/responserank synthetic
+	$(BIN)/responserank paper --only "synthetic_*,choice_accuracy*,pearson_distance_correlation*,significance*"
 
 paper: setup ## rebuild every figure, table and number of the paper
 	$(BIN)/responserank paper

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'explain', 'one_line_errors', 'Commands', 'main', 'write_scores', 'score', 'method_lines', 'methods',
-           'with_gains', 'print_results', 'train', 'grid_options', 'grid_words', 'print_sweep', 'sweep', 'print_slurm',
-           'status', 'collect', 'manifest_lines', 'paper']
+           'with_gains', 'print_results', 'train', 'synthetic', 'grid_options', 'grid_words', 'print_sweep', 'sweep',
+           'print_slurm', 'status', 'collect', 'manifest_lines', 'paper']
 
 # %% ../nbs/90_command_line.ipynb #cell-002
 import contextlib, errno
@@ -181,6 +181,36 @@ def train(methods: tuple, **parameters):
     from responserank.llm.steps import process
     results = [run(method, **parameters) for method in methods]
     if process()[0] == 0: print_results(results) # under torchrun all processes get here
+
+# %% ../nbs/90_command_line.ipynb #synth-b
+@main.command()
+@click.option("--datasets", default="all", help="all, or some with commas: stochastic,drift_diffusion.")
+@click.option("--learners", default="all", help="all, or some with commas: bt,rr.")
+@click.option("--trials", type=int, help="Trials of each data set.  [default: 100]")
+@click.option("--sizes", help="Shares of the 50 training comparisons.  [default: 0.5,0.6,0.7,0.8,0.9,1.0]")
+@click.option("--seed", type=int, default=42, help="Governs everything.")
+@click.option("--out", help="Folder of the tables; what is there is read, never written over.  [default: results/synthetic, or with --mini runs/synthetic_mini]")
+@click.option("--mini", is_flag=True, help="2 trials at sizes 0.5 and 1.0, unless told otherwise.")
+@click.option("--keep", type=int, help="Write the fits of so many trials only; the summary covers all.")
+@click.option("--workers", type=int, help="Processes.  [default: one for each core]")
+@click.option("--redo", is_flag=True, help="Compute anew what is there, and write over it.")
+def synthetic(mini: bool, **parameters):
+    """Fit the learners of the synthetic study and average their measures.
+
+    A study that was stopped goes on where it was; one that is finished is read.
+
+    \b
+    Examples:
+      responserank synthetic --mini
+      responserank synthetic --trials 1000 --keep 100 --out results/thousand
+    """
+    from responserank.synthetic.study import MINI, headline, run_study
+    given = {k: v for k, v in parameters.items() if v is not None}
+    result = run_study(**{"out": "runs/synthetic_mini", **MINI, **given} if mini else given)
+    click.echo(f"means of {int(result.summary['count'].max())} trials at size {result.summary['size'].max():g}")
+    for measure in ("accuracy", "pdc"): click.echo(headline(result.summary, (measure,)).round(3).to_string())
+    click.echo(result.folder)
+
 
 # %% ../nbs/90_command_line.ipynb #grid-01
 def grid_options(command):

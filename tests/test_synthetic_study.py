@@ -9,12 +9,14 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from responserank.cli import main
 from responserank.runs import UserError
 from responserank.synthetic import study as module
 from responserank.synthetic.data import DATASETS
 from responserank.synthetic.learners import LEARNERS, fit_chunk
-from responserank.synthetic.study import MINI, SIZES, Study, chunks, part_file, parts_folder, read_study, run_study, summarise
+from responserank.synthetic.study import MINI, SIZES, Study, chunks, computed, part_file, parts_folder, read_study, run_study, summarise
 
 SMALL = dict(datasets="stochastic,drift_diffusion", learners="bt,rr", trials=5, sizes="0.5,1.0", seed=3)
 FILES = ("trials.csv.gz", "summary.csv", "kendall.csv", "confusion.csv")
@@ -55,8 +57,8 @@ def test_a_subset_equals_those_rows(whole, tmp_path):
     pd.testing.assert_frame_equal(part, full, check_exact=True)
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    settings = dict(datasets=["stochastic", "drift_diffusion"], learners=["bt"], trials=70, sizes=[.5], seed=3)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    settings = dict(datasets=["stochastic", "drift_diffusion"], learners=["bt", "rr"], trials=90, sizes=[.5], seed=3)  # four chunks
     code = f"from responserank.synthetic.study import run_study; run_study(**{settings!r}, out={str(tmp_path / 'a')!r}, workers=1)"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     parts, deadline = tmp_path / "a/.parts", time.monotonic() + 120
@@ -64,13 +66,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     done = list(parts.glob("*/[!.]*.csv"))
-    assert child.returncode == -signal.SIGKILL and 0 < len(done) < 4 and not (tmp_path / "a/trials.csv.gz").exists()
+    assert child.returncode == -signal.SIGKILL and 0 < len(done) < len(chunks(read_study(**settings))) == 4 and not (tmp_path / "a/trials.csv.gz").exists()
     done[0].with_name("stochastic-99-99.csv").write_text("half a fi")  # rubbish beside the parts is no part
     seen = []
-    original = module.fit_chunk
-    module.fit_chunk = lambda **job: seen.append(job["trials"][0]) or original(**job)
-    try: run_study(**settings, out=tmp_path / "a", workers=1)
-    finally: module.fit_chunk = original
+    monkeypatch.setattr(module, "computed", lambda jobs, workers, **more: seen.extend(jobs) or computed(jobs, workers, **more))
+    run_study(**settings, out=tmp_path / "a", workers=1)
     assert len(seen) == 4 - len(done)  # the finished chunks were not computed again
     run_study(**settings, out=tmp_path / "b", workers=1)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -155,6 +155,59 @@ def test_bad_parameters_are_one_line_and_write_nothing(wrong, says, tmp_path):
     assert says in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "new").exists()
 
 
+def command(*words): return CliRunner().invoke(main, ["synthetic", *map(str, words)])
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--datasets", "stochastik"], "unknown data set 'stochastik'; did you mean stochastic"),
+    (["--learners", "bt,rrr"], "unknown learner 'rrr'; did you mean rr"),
+    (["--learners", ","], "no learner given"),
+    (["--trials", 0], "trials must be a whole number of at least 1, not 0"),
+    (["--trials", -2], "trials must be a whole number of at least 1, not -2"),
+    (["--trials", "many"], "--trials"),
+    (["--sizes", "0"], "size 0 of 50 training comparisons: sizes lie in (0, 1]"),
+    (["--sizes", "0.5,1.2"], "size 1.2 of 50"),
+    (["--sizes", "0.02"], "leave at least 2 comparisons"),
+    (["--sizes", "half"], "sizes must be numbers"),
+    (["--seed", -1], "seed must be a whole number of at least 0"),
+    (["--workers", 0], "workers must be a whole number of at least 1"),
+    (["--keep", 0], "keep must be a whole number of at least 1"),
+    (["--datasets", "stochastic", "--learners", "rr", "--trials", 10, "--sizes", ".04", "--workers", 1],
+     "data set stochastic, size 0.04, among trials 0 to 9: no ranking has two comparisons"),
+    (["--size", "1"], "--size"),
+])
+def test_bad_input_of_the_command(words, says, tmp_path):
+    done = command("--mini", "--out", tmp_path / "new", *words)
+    assert done.exit_code == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and says in done.stderr, done.output
+    assert not any((tmp_path / "new" / name).exists() for name in FILES)
+
+
+def test_the_command_never_writes_over(whole, tmp_path):
+    before = contents(whole[1])
+    for out, says in ((whole[1], "holds another study"), (tmp_path / "file", "cannot write there"), (tmp_path / "lone", "without the study.json"),
+                      (tmp_path / "odd", "does not describe a study"), (tmp_path / "torn", "not valid JSON")):
+        if out.parent == tmp_path and out.name != "file": out.mkdir()
+        if out.name == "file": out.write_text("precious")
+        if out.name == "lone": (out / "trials.csv.gz").write_text("precious")
+        if out.name in ("odd", "torn"): (out / "study.json").write_text("[1]" if out.name == "odd" else "{")
+        there = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        done = command("--mini", "--datasets", "stochastic", "--learners", "bt", "--seed", 9, "--out", out)
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1 and says in done.stderr, done.output
+        assert there == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert contents(whole[1]) == before
+
+
+def test_the_command_is_the_function(whole, tmp_path):
+    words = [w for k, v in SMALL.items() for w in (f"--{k}", v)]
+    done = command(*words, "--workers", 1, "--out", tmp_path / "a")
+    assert done.exit_code == 0 and contents(tmp_path / "a") == contents(whole[1]) and str(tmp_path / "a") in done.stdout
+    assert "means of 5 trials at size 1" in done.stdout
+    assert command("--mini", "--datasets", "stochastic", "--learners", "bt", "--out", tmp_path / "b").exit_code == 0
+    assert len(pd.read_csv(tmp_path / "b/trials.csv.gz")) == 4
+    assert command("--mini", "--trials", 1, "--datasets", "stochastic", "--learners", "bt", "--out", tmp_path / "c").exit_code == 0
+    assert len(pd.read_csv(tmp_path / "c/trials.csv.gz")) == 2
+
+
 def test_unwritable_outputs(tmp_path):
     (tmp_path / "file").write_text("precious")
     for out in (tmp_path / "file", tmp_path / "file/below", "/proc/nowhere"):
@@ -193,3 +246,28 @@ def test_own_numbers_agree_with_the_published_ones(shared, root):
     both = ours.merge(theirs, on=["dataset", "learner", "size", "metric"], suffixes=("", "_published"))
     t = (both["mean"] - both["mean_published"]) / np.sqrt(both["std"]**2 / both["count"] + both["std_published"]**2 / both["count_published"])
     assert len(both) == 432 and np.abs(t).max() <= 4.5 and (np.abs(t) > 1.96).mean() <= .15
+
+
+def paired_signs(own, published, size=1.0):
+    """Pairs of learners that differ significantly in the published trials (Holm), with the sign of both differences."""
+    from itertools import combinations
+
+    from scipy.stats import wilcoxon
+
+    from responserank.statistics import holm
+    rows = []
+    for (dataset, metric) in ((d, m) for d in DATASETS for m in ("accuracy", "pdc")):
+        theirs = published[(published.dataset == dataset) & (published["size"] == size)].pivot(index="trial", columns="learner", values=metric)
+        ours = own[(own.dataset == dataset) & (own["size"] == size) & (own.metric == metric)].set_index("learner")["mean"]
+        for a, b in combinations(LEARNERS, 2): rows.append((dataset, metric, a, b, wilcoxon(theirs[a], theirs[b]).pvalue, (theirs[a] - theirs[b]).mean(), ours[a] - ours[b]))
+    table = pd.DataFrame(rows, columns="dataset metric a b p published own".split())
+    table["p"] = table.groupby("metric").p.transform(lambda p: holm(p))
+    return table
+
+
+def test_significant_published_differences_have_our_sign(shared, root):
+    own, published = pd.read_csv(root / "results/synthetic/summary.csv"), pd.read_csv(shared / "reference/synthetic_trials.csv.gz")
+    for size in SIZES:
+        table = paired_signs(own, published, size)
+        clear = table[table.p < .05]
+        assert len(clear) > 100 and (np.sign(clear.published) == np.sign(clear.own)).all(), clear[np.sign(clear.published) != np.sign(clear.own)]

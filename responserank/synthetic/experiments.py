@@ -53,11 +53,11 @@ EXPERIMENTS = {
     "ranking_size": Experiment("ranking_size", (2, 4, 8, 16, 50), {"bt": LEARNERS["bt"], "dealt": LEARNERS["rr"], "random": replace(LEARNERS["rr"], split="random")},
                                _CLEAN, trials=300, world={"strata": 1}, pairs=(("dealt", "random"),)),
     "ties": Experiment("resolution", (0.0, 1.0, 2.0, 5.0, 10.0), {"bt": LEARNERS["bt"], "arbitrary": LEARNERS["rr"], "breslow": replace(LEARNERS["rr"], ties="breslow")},
-                       _CLEAN, trials=300, pairs=(("breslow", "arbitrary"),)),
+                       _CLEAN, trials=200, pairs=(("breslow", "arbitrary"),)),
     "rank_weight": Experiment("time_noise", (0.1, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0), {f"{w:g}": replace(LEARNERS["rr"], rank_weight=w) for w in WEIGHTS}, ("stochastic",), trials=300),
     "steps": Experiment("steps", (25, 50, 100, 200, 400, 800, 1600, 3200), _some("bt rr"), ("deterministic_all", "stochastic"), trials=100),
     "size_noisy": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), ("stochastic", "drift_diffusion"), trials=200, fewer={1000: 100, 2000: 100}),
-    "size": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), fewer={1000: 200, 2000: 200}),
+    "size": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), fewer={1000: 500, 2000: 300}),
 }
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-010
@@ -220,7 +220,7 @@ def read_experiment(
     table = pd.read_csv(path, dtype={"learner": str, "against": str}).fillna({"learner": "", "against": ""})
     lacking = [c for c in COLUMNS if c not in table]
     if lacking: raise UserError(f"{path.name}: column {', '.join(lacking)} is missing; the table of an experiment has {', '.join(COLUMNS)}")
-    there = table[table["learner"] == ""].groupby(["dataset", "value"])["count"].min()
+    there = table[table["measure"] == "kendall_tau"].groupby(["dataset", "value"])["count"].min()
     trials = {f"{c.dataset}, {EXPERIMENTS[name].vary} {c.value:g}": (there.get((c.dataset, c.value), 0), c.trials) for c in plan}
     table.attrs.update(missing=[k for k, (n, _) in trials.items() if not n], short=[f"{k} (n = {n:.0f} of {m})" for k, (n, m) in trials.items() if 0 < n < m])
     return table

@@ -6,7 +6,7 @@
 __all__ = ['LEARNERS', 'Slope', 'LONG', 'Learner', 'Training', 'Lessons', 'chosen_first', 'lessons', 'training_rows',
            'in_company', 'learner_loss', 'initial_weights', 'to_network', 'one_thread', 'fit', 'design', 'differences',
            'bt_slope', 'regression_slope', 'tail_matrix', 'ranking_slope', 'loss_slopes', 'Best', 'fit_ensemble',
-           'fit_rngs', 'Fitted', 'fit_many', 'measure', 'fit_plain', 'fit_chunk', 'begin_worker']
+           'fit_rngs', 'Fitted', 'fit_many', 'measure', 'fit_plain', 'both_ways', 'fit_chunk', 'begin_worker']
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-002
 import multiprocessing, os, threading
@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 from ..metrics import accuracy, pearson, pearson_distance_correlation
 from ..rankings import Arrangement, arrange, bradley_terry_loss, line_terms, ranking_loss
 from ..runs import UserError, check_name, rng
@@ -188,7 +189,7 @@ def differences(
     features: int,
 ) -> Tensor: # (fits, n)
     "Predict the differences of all members."
-    u = (torch.bmm(x, block).relu_() * block[:, features + 1:features + 2]).sum(-1)
+    u = torch.bmm(block[:, features + 1:features + 2], torch.bmm(x, block).relu_().transpose(1, 2))[:, 0]
     n = u.shape[1] // 2
     return u[:, :n] - u[:, n:]
 
@@ -235,13 +236,13 @@ def ranking_slope(
         raise UserError("no ranking has two comparisons, so there is nothing to rank; use a larger size or fewer strata")
     w = part.to(dtype) / part.sum(-1, keepdim=True)
     if rank.shape[-1] >= LONG: return _scan_slope(line, w)
-    after, tiny = tail_matrix(line).to(dtype), torch.finfo(dtype).tiny
+    after = tail_matrix(line).to(dtype)
+    before, work = after.transpose(1, 2).contiguous(), torch.empty_like(after)
     def slope(d: Tensor) -> tuple[Tensor, Tensor]:
-        top = d.amax(-1, keepdim=True).clamp_(min=0)
-        e = (d - top).exp_()
-        tail = ((after * e[:, None]).sum(-1) + (-top).exp()).clamp_(min=tiny)
-        pull = e * (after * (w / tail)[:, :, None]).sum(1) - w
-        return (w * (tail.log_() + top - d)).sum(-1), pull
+        e = d.clamp(max=80).exp_()
+        tail = torch.mul(after, e[:, None], out=work).sum(-1).add_(1)
+        pull = torch.mul(before, (w / tail)[:, None], out=work).sum(-1).mul_(e).sub_(w)
+        return tail.log_().sub_(d).mul_(w).sum(-1), pull
     return slope
 
 def _scan_slope(line: Arrangement, w: Tensor) -> Slope:
@@ -303,23 +304,24 @@ def fit_ensemble(
     training: Training = Training(),
 ) -> Tensor: # (fits, rows, hidden)
     "Fit all members side by side."
-    block, out = block.clone(), features + 1
-    block.grad = torch.empty_like(block)
-    optimiser = torch.optim.AdamW([block], lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
-    n, xt, best = x.shape[1] // 2, x.transpose(1, 2), Best(block)
-    h, work, t = torch.empty(len(x), 2 * n, block.shape[2], dtype=x.dtype), torch.empty(len(x), 2 * n, block.shape[2], dtype=x.dtype), torch.empty_like(block)
+    p, xt, n, best = block.clone(), x.transpose(1, 2), x.shape[1] // 2, Best(block)
+    grad, mean, square, t, step = *(torch.zeros_like(p) for _ in range(4)), torch.zeros(())
+    w, grad_w = p[:, features + 1:features + 2], grad[:, features + 1] # views of the output weights' rows
+    h, g = x.new_empty(len(x), 2 * n, p.shape[2]), x.new_empty(len(x), 2 * n)
     for _ in range(training.steps):
-        torch.bmm(x, block, out=h).relu_()
-        u = torch.mul(h, block[:, out:out + 1], out=work).sum(-1)
+        torch.bmm(x, p, out=h).relu_()
+        u = torch.bmm(w, h.transpose(1, 2))[:, 0]
         loss, slope = slopes(u[:, :n] - u[:, n:])
-        if training.keep_best: best.before_step(loss, block)
-        g = torch.cat([slope, -slope], 1)[:, :, None].expand_as(h)
-        torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=work) # g where the unit is on, else 0
-        torch.bmm(xt, work, out=t)
-        torch.mul(t, block[:, out:out + 1], out=block.grad)
-        block.grad[:, out] = t.mul_(block).sum(1)
-        optimiser.step()
-    return best.weights(block) if training.keep_best else block
+        if training.keep_best: best.before_step(loss, p)
+        torch.cat([slope, -slope], 1, out=g)
+        torch.ops.aten.threshold_backward.grad_input(g[:, :, None].expand_as(h), h, 0, grad_input=h) # M, where H was
+        torch.bmm(xt, h, out=t)
+        torch.mul(t, w, out=grad)
+        torch.sum(t.mul_(p), 1, out=grad_w)
+        adamw([p], [grad], [mean], [square], [], [step], fused=True, lr=training.learning_rate, weight_decay=training.weight_decay,
+              beta1=.9, beta2=.999, eps=1e-8, amsgrad=False, maximize=False)
+    return best.weights(p) if training.keep_best else p
+
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-050
 def fit_rngs(
@@ -392,6 +394,23 @@ def fit_plain(
             w, b, v, c = (p.detach() for p in net.parameters())
             weights.append(F.pad(torch.cat([w.T, b[None], v, F.pad(c[None], (0, training.hidden - 1))]), (0, 0, 0, start.shape[1] - features - 3)))
     return Fitted(data, names, n, torch.stack(weights))
+
+# %% ../../nbs/11_synthetic_learners.ipynb #cell-058
+def both_ways(
+    dataset: str,
+    trials: Iterable[int],
+    n: int = 50, # training comparisons
+    seed: int = 42,
+) -> pd.DataFrame: # a row per fit: dataset, learner, trial, accuracy and pdc, and the same of single models as accuracy_plain, pdc_plain
+    "Fit all learners in single precision, as an ensemble and one by one."
+    data, trials, found = make_trials(dataset, trials, seed), list(trials), {}
+    for f, suffix in ((fit_many, ""), (fit_plain, "_plain")):
+        with one_thread(): fitted = f(data, {k: fit_rngs(dataset, trials, k, 1.0, seed) for k in LEARNERS}, n)
+        measures = measure(data.chosen_diff[:, 50:], fitted.predict(50))
+        found |= {k + suffix: measures[k] for k in ("accuracy", "pdc")}
+    index = pd.MultiIndex.from_product([[dataset], fitted.learners, trials], names=["dataset", "learner", "trial"])
+    return pd.DataFrame(found, index=index).reset_index()
+
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-064
 def fit_chunk(

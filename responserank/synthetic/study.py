@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'MINI', 'MEASURES', 'Study', 'names', 'read_study', 'chunks', 'computed', 'parts_folder', 'part_file',
-           'read_part', 'all_parts', 'summarise', 'Results', 'tables', 'found_results', 'writable', 'run_study']
+           'read_part', 'all_parts', 'summarise', 'Results', 'tables', 'found_results', 'writable', 'run_study',
+           'headline']
 
 # %% ../../nbs/12_synthetic_study.ipynb #cell-003
 import multiprocessing, os, shutil, tempfile, time
@@ -74,7 +75,7 @@ MINI = dict(trials=2, sizes=(0.5, 1.0))
 # %% ../../nbs/12_synthetic_study.ipynb #cell-010
 def chunks(
     study: Study,
-    members: int = 60, # fits side by side, for which the arrays stay in the processor's cache
+    members: int = 90, # fits side by side: fewer waste time on giving orders, more spill the processor's cache
 ) -> list[dict]: # arguments of `fit_chunk`
     "Cut a study into chunks of similar cost."
     together = max(1, members // len(study.learners))
@@ -176,8 +177,12 @@ def found_results(
     out: Path,
 ) -> Results | None: # None: nothing there
     "Return the results that lie in `out`, if they contain the study."
-    if not (out / "study.json").exists(): return None
+    if not (out / "study.json").exists():
+        if (out / "trials.csv.gz").exists() and not (out / ".parts").exists():
+            raise UserError(f"{out} holds a trials.csv.gz without the study.json that says what it is; choose another out, or redo=True to write over it")
+        return None
     about = read_json(out / "study.json")
+    if not {"study", "kept"} <= set(about): raise UserError(f"{out / 'study.json'} does not describe a study; choose another out, or redo=True to write over it")
     there = about["study"]
     if there["seed"] != study.seed or min(there["trials"], about["kept"]) < study.trials or \
         any(set(getattr(study, k)) - set(there[k]) for k in ("datasets", "learners", "sizes")):
@@ -225,3 +230,13 @@ def run_study(
     shutil.rmtree(parts_folder(study, out), ignore_errors=True)
     if (out / ".parts").is_dir() and not any((out / ".parts").iterdir()): (out / ".parts").rmdir()
     return Results(*made.values(), out, about)
+
+# %% ../../nbs/12_synthetic_study.ipynb #cell-025
+def headline(
+    summary: pd.DataFrame, # as from `summarise`
+    measures: tuple[str, ...] = ("accuracy", "pdc"),
+) -> pd.DataFrame: # a row per data set, a column per measure and learner
+    "Return the means at the largest size."
+    largest = summary[(summary["size"] == summary["size"].max()) & summary["metric"].isin(measures)]
+    return largest.pivot_table("mean", "dataset", ["metric", "learner"], sort=False)
+
