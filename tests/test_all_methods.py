@@ -1,0 +1,86 @@
+"""Every method starts and takes three steps, on the simulated annotators and on MultiPref's files; its settings are the published ones."""
+import csv
+import json
+
+import numpy as np
+import pytest
+from llama import save_multipref
+
+from responserank.llm import trainer as T
+from responserank.llm.methods import METHODS, OPTIMISER, PRESETS, PUBLISHED, resolve
+
+SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=400 batch_size=16"
+OWN = sorted(set(METHODS) - set(PUBLISHED))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Data that are read and tokenised once."""
+    folder = tmp_path_factory.mktemp("methods")
+    save_multipref(folder / "multipref", n=160, too_long=0)
+    g = np.random.default_rng(0)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(dict(
+        prompt=f"question {i}", chosen="yes " * int(g.integers(2, 9)), rejected="no", strength=float(g.uniform()), stratum="ab"[i % 2],
+        bt_target=float(g.uniform(.5, 1)))) + "\n" for i in range(120)))
+    return dict(simulated="simulated", multipref=str(folder / "multipref"), pairs=str(folder / "pairs.jsonl"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_work(sources):
+    """Read each source, train its tokenizer and tokenise it once; stop after three steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        read, table, tokenizers, tokens, arguments = {}, T.simulated_table, {}, {}, T.training_arguments
+        load, make, cut = T.load_data, T.load_tokenizer, T.tokenise
+        patch.setattr(T, "simulated_table", lambda: table(n=160))
+        patch.setattr(T, "SIMULATED_TEST", 32)
+        patch.setattr(T, "load_data", lambda data: read[data] if data in read else read.setdefault(data, load(data)))
+        patch.setattr(T, "load_tokenizer", lambda s, texts: tokenizers.get(len(texts)) or tokenizers.setdefault(len(texts), make(s, texts)))
+        patch.setattr(T, "tokenise", lambda t, tok, n: tokens[id(tok)] if id(tok) in tokens else tokens.setdefault(id(tok), cut(t, tok, n)))
+
+        def three_steps(*args, **kwargs):
+            made = arguments(*args, **kwargs)
+            made.max_steps = 3
+            return made
+        patch.setattr(T, "training_arguments", three_steps)
+        patch.setattr(T, "versions", dict), patch.setattr(T, "git_state", lambda: dict(commit=None, dirty=None, diff=None))
+        yield
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    with open(shared / "reference/llm_methods.csv", newline="") as f: return {r.pop("method"): r for r in csv.DictReader(f)}
+
+
+def same(value, text):
+    """A setting and its cell in the published table."""
+    if text in ("", "True", "False"): return value == {"": None, "True": True, "False": False}[text]
+    try: return float(value) == float(text)
+    except (TypeError, ValueError): return value == text
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("data", ["simulated", "multipref"])
+def test_a_published_method_starts_and_takes_three_steps(data, method, sources, published, tmp_path):
+    def go(**kwargs): return T.run(method, data=sources[data], out=tmp_path, wandb_mode="disabled", overrides=SMALL, **kwargs)
+    if data == "multipref": assert go(dry_run=True).metrics["status"] == "dry_run"
+    result = go()
+    assert result.metrics["train"]["steps"] == 3 and np.isfinite(result.curve.loss.dropna()).all() and np.isfinite(result.curve.grad_norm.dropna()).all()
+    written = json.loads((result.folder / "metrics.json").read_text())["settings"]
+    wrong = {k: (written[k], v) for k, v in published[method].items() if k not in OPTIMISER and not same(written[k], v)}
+    assert not wrong
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_a_method_for_your_own_data_takes_three_steps(method, sources, tmp_path):
+    result = T.run(method, data=sources["pairs"], out=tmp_path, wandb_mode="disabled", overrides=SMALL)
+    assert result.metrics["train"]["steps"] == 3 and np.isfinite(result.curve.loss.dropna()).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_of_all_methods_in_every_preset(preset, published):
+    assert len(published) == 60 and sorted(published) == sorted(PUBLISHED)
+    for method, row in published.items():
+        written = json.loads(json.dumps(T.describe_run(method, preset, "simulated", 1.0, 0, None, resolve(method, preset))["settings"]))
+        held = {k: v for k, v in row.items() if preset == "paper" or k not in OPTIMISER}
+        assert not {k: (written[k], v) for k, v in held.items() if not same(written[k], v)}, method
+        if preset == "paper": assert (written["bf16"], written["gradient_checkpointing"], written["max_length"]) == (True, True, 1024)
