@@ -237,7 +237,7 @@ COMPARISONS = [
 # %% ../nbs/40_paper.ipynb #cell-022
 SECTIONS = {"synthetic": "Synthetic study", "llm": "Language model", "control": "Control", "comparison": "Ours beside theirs"}
 HEADER = """---
-title: "The paper, rebuilt"
+title: "Every figure of the paper"
 ---
 
 Every figure of the paper, redrawn from its published runs by `responserank paper`, beside what it shows. Where a line says *not in the paper*, the figure was added here. Intervals are 95 % intervals of
