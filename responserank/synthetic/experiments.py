@@ -57,7 +57,7 @@ EXPERIMENTS = {
     "rank_weight": Experiment("time_noise", (0.1, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0), {f"{w:g}": replace(LEARNERS["rr"], rank_weight=w) for w in WEIGHTS}, ("stochastic",), trials=300),
     "steps": Experiment("steps", (25, 50, 100, 200, 400, 800, 1600, 3200), _some("bt rr"), ("deterministic_all", "stochastic"), trials=100),
     "size_noisy": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), ("stochastic", "drift_diffusion"), trials=200, fewer={1000: 100, 2000: 100}),
-    "size": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), fewer={1000: 500, 2000: 300}),
+    "size": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr")),
 }
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-010
