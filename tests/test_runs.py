@@ -556,6 +556,19 @@ LOOP = "end = time.time() + 60\n    while time.time() < end: time.sleep(.01)"
 DEAF = "import hashlib\n    while True: hashlib.pbkdf2_hmac('sha256', b'', b'', 10**7)"  # seconds in C, no Python in between
 
 
+def test_a_signal_that_repeats_the_first_does_not_cut_its_last_words_short(tmp_path, monkeypatch):
+    last_words = runs.Claim.interrupt
+
+    def told_again(claim, error):
+        os.kill(os.getpid(), signal.SIGTERM)  # by the scheduler, after the parent
+        last_words(claim, error)
+    monkeypatch.setattr(runs.Claim, "interrupt", told_again)
+    with pytest.raises(Interrupted), interruptible(), claim_run(tmp_path / "run"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert run_status(tmp_path / "run")[0] == "interrupted"
+
+
 @linux
 @pytest.mark.parametrize("number, work", [(signal.SIGTERM, LOOP), (signal.SIGKILL, LOOP), (signal.SIGINT, LOOP), (signal.SIGKILL, DEAF)],
                          ids=["SIGTERM", "SIGKILL", "SIGINT", "SIGKILL during a long step"])
