@@ -33,7 +33,7 @@ test: setup ## run the notebooks against the exported modules, then pytest
 
 synthetic: setup ## the synthetic study, and its figures and tables
 	$(BIN)/responserank synthetic
-	$(BIN)/responserank paper --only "synthetic_*,choice_accuracy*,pearson_distance_correlation*,significance*"
+	$(BIN)/responserank paper --only "synthetic_*,choice_accuracy*,pearson_distance_correlation*,significance*,number_of_trials*"
 
 paper: setup ## rebuild every figure, table and number of the paper
 	$(BIN)/responserank paper

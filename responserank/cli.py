@@ -262,7 +262,8 @@ def sweep(workers: int, slurm: bool, sbatch: tuple, share: str | None, retries: 
     """
     from responserank.llm import sweep as chapter
     from responserank.runs import check_name, repo_root
-    check_name(wandb_mode, ("offline", "online", "disabled"), "wandb_mode")
+    from responserank.llm.trainer import WANDB_MODES
+    check_name(wandb_mode, WANDB_MODES, "wandb_mode")
     options["overrides"] = options["overrides"] or ("",)
     out = options["out"]
     runs = chapter.grid(**{k: v for k, v in options.items() if k != "out"})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'CELL', 'DATASETS', 'COMPARISONS', 'SECTIONS', 'HEADER', 'PREAMBLE', 'MANIFEST', 'Source',
            'published_sources', 'methods_of', 'own_artefacts', 'own_llm_sources', 'own_sources', 'synthetic_cells',
-           'summary_cells', 'llm_cells', 'control_cells', 'same_length', 'matching_cells', 'reproduction',
+           'own_cells', 'llm_cells', 'control_cells', 'same_length', 'matching_cells', 'reproduction',
            'reproduction_points', 'beside', 'annotations_at_hand', 'all_dataset_statistics', 'Comparison', 'index_page',
            'reproduction_text', 'main_document', 'matching', 'merged_manifest', 'rebuild_paper']
 
@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
-from .artefacts import Artefact, estimate, latex, make, sourced
+from .artefacts import Artefact, latex, make, sourced
 from .figures import theme
 from .llm import results as llm
 from .llm.preferences import arguments_folder, read_arguments, read_preferences
 from .llm.simulated import simulated_table
 from .rl import results as rl
 from .runs import UserError, nearest, progress, repo_root, write_csv, write_text
-from .statistics import qq_points, unpaired_from_summaries
+from .statistics import half_width, unpaired_from_summaries
 from .synthetic import results as synthetic
 
 # %% ../nbs/40_paper.ipynb #cell-005
@@ -97,16 +96,16 @@ def own_sources(
 # %% ../nbs/40_paper.ipynb #cell-010
 CELL = ["part", "cell", "measure", "published_mean", "published_sd", "published_ci95", "published_n", "own_mean", "own_sd", "own_ci95", "own_n"]
 
+def _named(found): # cells as chapter 13 lists them
+    return found.assign(part="synthetic", ci95=half_width(found["sd"], found["n"]), cell=found["dataset"] + " / " + found["learner"] + " / " + found["size"].map("{:g}".format))
+
 def synthetic_cells(fits: synthetic.Fits) -> pd.DataFrame: # cell, measure, mean, sd, ci95, n
     "List the cells of a synthetic study."
-    found = pd.concat([estimate(fits.trials, ["dataset", "learner", "size"], m, "trial").assign(measure=m) for m in synthetic.MEASURES])
-    return found.assign(part="synthetic", cell=found["dataset"] + " / " + found["learner"] + " / " + found["size"].map("{:g}".format))
+    return _named(synthetic.cells(fits))
 
-def summary_cells(path: Path) -> pd.DataFrame: # the same, from the summary that a study writes, which may cover more trials than it keeps
-    "Read the cells of an own study."
-    found = pd.read_csv(path).rename(columns={"metric": "measure", "std": "sd", "count": "n"})
-    found = found[found["measure"].isin(synthetic.MEASURES)]
-    return found.assign(part="synthetic", cell=found["dataset"] + " / " + found["learner"] + " / " + found["size"].map("{:g}".format))
+def own_cells(fits: synthetic.Fits, folder: Path) -> pd.DataFrame: # the same; folder: where the study wrote its summary, which may cover more trials than it keeps
+    "List the cells of an own study."
+    return _named(synthetic.read_cells(folder)) if (folder / "summary.csv").exists() else synthetic_cells(fits)
 
 def llm_cells(runs: pd.DataFrame) -> pd.DataFrame:
     "List the cells of a language-model study."
@@ -132,7 +131,7 @@ def matching_cells(
 ) -> pd.DataFrame: # columns of `CELL`
     "Put the cells of the same design side by side."
     given = {s.part: s.runs for s in theirs}
-    pairs = [("synthetic", synthetic_cells(given["synthetic"]), summary_cells(results / "synthetic" / "summary.csv") if (results / "synthetic" / "summary.csv").exists() else synthetic_cells(s.runs))
+    pairs = [("synthetic", synthetic_cells(given["synthetic"]), own_cells(s.runs, results / "synthetic"))
              for s in own if s.part == "synthetic"]
     pairs += [("control", control_cells(given["control"]), control_cells(same_length(s.runs, given["control"]))) for s in own if s.part == "control"]
     pairs += [("llm", llm_cells(given["llm"]), llm_cells(s.runs)) for s in own if s.name.lower() == "own/llm-paper-multipref"]
@@ -159,12 +158,9 @@ def reproduction_points(
     "Lay t values out against what they would be if nothing differed."
     cells = found[found["part"] == part].dropna(subset="t") if len(found) else found
     if not len(cells): return sourced(pd.DataFrame(columns=["panel", "x", "y", "n"]), cells, missing=[f"own {part} runs"])
-    q = qq_points(cells["t"], cells["df"])
     share = (cells["p"] < 0.05).mean()
-    points = q.assign(panel=f"{len(cells)} cells, {100 * share:.0f} % with p < .05, largest |t| {cells['t'].abs().max():.1f}", by="", x=q["expected"], y=q["observed"],
-                      n=cells["own_n"].min())
-    points = sourced(points, cells, unit="own trial")
-    points.attrs["per"] = "cell"
+    points = synthetic.qq_cells(cells.rename(columns={"own_n": "n_own"}))
+    points["panel"] = f"{len(cells)} cells, {100 * share:.0f} % with p < .05, largest |t| {cells['t'].abs().max():.1f}"
     return points
 
 # %% ../nbs/40_paper.ipynb #cell-016
@@ -231,7 +227,7 @@ COMPARISONS = [
              {"xlabel": "test accuracy, per cent", "percent": 1, "columns": 3, "share": "y", "height": 1.6, "legend_rows": 0, "labels": llm.NAMES}, beyond=True),
     Artefact("own_gains", "What methods gain over BT with the same seeds: on MultiPref these are the published runs. On simulated annotators agreement and consensus gain at every share of the data, and so do soft labels, which the published code ignored; shuffled ranks cost, and response times gain nothing.",
              _gains, {}, "forest", {"xlabel": "gain over BT, points", "percent": 0, "columns": 3, "share": "both", "height": 2.3, "legend_rows": 0}, beyond=True),
-    Artefact("own_rank_weight", "A rank weight of a quarter instead of one takes back much of the harm of bad ranks, and costs good ones little.",
+    Artefact("own_rank_weight", "A rank weight of a quarter instead of one tends to take back some of the harm of bad ranks, and costs good ones little.",
              _lighter, {}, "forest", {"xlabel": "rank weight .25 minus 1, points", "percent": 0, "columns": 3, "share": "both", "height": 1.3, "legend_rows": 0}, beyond=True)]
 
 # %% ../nbs/40_paper.ipynb #cell-022

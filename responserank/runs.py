@@ -656,6 +656,7 @@ class Line:
     def flush(self):
         "Do nothing: a line is shown when it is written."
 
+# %% ../nbs/04_runs.ipynb #cell-065c
 _BARS = [] # weak references to the bars that are open, outermost first
 
 class Counted(tqdm):
@@ -665,7 +666,8 @@ class Counted(tqdm):
         super().__init__(*args, **kwargs)
         _BARS.append(weakref.ref(self))
 
-    def update(self, n=1):
+    def update(self, n: float = 1):
+        "Count `n` more."
         self.counted += n
         return super().update(n)
 
@@ -675,6 +677,7 @@ class Counted(tqdm):
             if self.disable: self.counted += 1
 
     def close(self):
+        "Forget the bar, and clear it."
         _BARS[:] = [ref for ref in _BARS if ref() is not None and ref() is not self]
         super().close()
 

@@ -1,4 +1,5 @@
 """What every test file may ask for, and an environment without network, trackers or stray threads."""
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: threads cost more than they gain, above all on a busy machine
 os.environ.pop("IN_TEST", None)  # set by a notebook runner; nbdev_export would do nothing
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,3 +33,14 @@ def shared() -> Path:
     folder = ROOT.parent / "shared"
     if not folder.is_dir(): pytest.skip("no ../shared with reference numbers beside the repository")
     return folder
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """A file of a hundred ranked pairs, for runs that only have to run."""
+    rng = np.random.default_rng(0)
+    rows = [dict(prompt=f"question {i}", chosen="yes " * int(rng.integers(3, 12)), rejected="no " * int(rng.integers(1, 12)),
+                 strength=float(rng.random())) for i in range(100)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path

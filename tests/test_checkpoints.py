@@ -18,17 +18,10 @@ SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_siz
 
 
 @pytest.fixture
-def go(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = [dict(prompt=f"question {i}", chosen="yes " * int(rng.integers(3, 12)), rejected="no " * int(rng.integers(1, 12)),
-                 strength=float(rng.random())) for i in range(100)]
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
-
+def go(pairs, tmp_path):
     def run(out, overrides="", **kwargs):
         if "epochs=" not in overrides: overrides += " epochs=3"
-        return T.run("rr", **dict(data=str(data), out=tmp_path / out, wandb_mode="disabled", overrides=f"{SMALL} {overrides}") | kwargs)
-    run.data = data
+        return T.run("rr", **dict(data=str(pairs), out=tmp_path / out, wandb_mode="disabled", overrides=f"{SMALL} {overrides}") | kwargs)
     return run
 
 
@@ -97,9 +90,9 @@ def test_redo_begins_anew_and_another_commit_is_named(go, monkeypatch):
     assert "continued_from" not in go("cut", overrides, redo=True).metrics["train"]
 
 
-def test_a_killed_process_loses_no_checkpoint(go, tmp_path):
+def test_a_killed_process_loses_no_checkpoint(go, tmp_path, pairs):
     overrides = "checkpoint_steps=1 epochs=12 evaluate=end"
-    code = f"from responserank.llm.trainer import run; run('rr', data={str(go.data)!r}, out={str(tmp_path / 'cut')!r}, wandb_mode='disabled', overrides={SMALL + ' ' + overrides!r})"
+    code = f"from responserank.llm.trainer import run; run('rr', data={str(pairs)!r}, out={str(tmp_path / 'cut')!r}, wandb_mode='disabled', overrides={SMALL + ' ' + overrides!r})"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline and not list(tmp_path.glob("cut/*/*/*/checkpoints/checkpoint-1?")): time.sleep(0.02)

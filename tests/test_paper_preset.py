@@ -15,6 +15,7 @@ from responserank.llm.batches import PreferenceCollator
 from responserank.llm.methods import resolve
 from responserank.llm.models import load_classifier, load_model, load_tokenizer, score_texts, score_tokens
 from responserank.llm.preferences import encode, render
+from responserank.llm.sweep import grid
 from responserank.runs import UserError
 
 SHORT = "test_size=50 epochs=1 learning_rate=1e-3 batch_size=8 gradient_accumulation_steps=2"
@@ -145,6 +146,8 @@ def test_a_local_model_is_known_by_what_it_holds(made, tmp_path):
     assert group("meta-llama/Llama-3.1-8B-Instruct") != group(copy)
     about = T.describe_run("bt", "paper", "simulated", 1.0, 0, None, resolve("bt", "paper", dict(model=str(copy))))
     assert about["settings"]["model"] == str(copy)  # the record keeps the path
+    planned = grid("bt", seeds="0", preset="paper", overrides=f"model={copy}")
+    assert list(planned["group"]) == [group(copy)]  # a sweep looks for its runs where they will be
     (copy / "config.json").write_text((copy / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     assert group(copy) != group(made["llama"])
 

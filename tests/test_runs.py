@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import waiting
 
 from responserank import runs
 from responserank.runs import (
@@ -57,13 +59,7 @@ def dead_claim(folder, number=1, **changes):
     return folder / f"claim-{number}.json"
 
 
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if result := condition():
-            return result
-        time.sleep(0.02)
-    raise AssertionError(f"waited {seconds} s in vain")
+wait_for = partial(waiting.wait_for, seconds=30)
 
 
 # ---- settings, names, seeds ----------------------------------------------------------------------------------
@@ -374,7 +370,7 @@ def test_heartbeat_is_refreshed(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "BEAT", 0.05)
     claim = claim_run(tmp_path)
     os.utime(claim.path, (1, 1))
-    wait_for(lambda: claim.path.stat().st_mtime > 1000, 5)
+    wait_for(lambda: claim.path.stat().st_mtime > 1000, seconds=5)
     claim.finish({})
 
 

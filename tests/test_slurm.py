@@ -4,10 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import waiting
 
 from responserank.runs import run_status
 
@@ -25,12 +26,7 @@ def slurm(root, tmp_path_factory):
     subprocess.run([script, "stop", folder], check=False, timeout=90)
 
 
-def wait_for(condition, seconds=500):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition(): return found
-        time.sleep(.2)
-    raise AssertionError(f"waited {seconds} s in vain")
+wait_for = partial(waiting.wait_for, seconds=500, every=.2)
 
 
 @pytest.fixture

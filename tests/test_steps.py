@@ -88,16 +88,6 @@ def test_more_processes_than_micro_batches_is_one_line(monkeypatch, tmp_path):
         S.training_arguments(T.resolve("bt", overrides="batch_size=16 gradient_accumulation_steps=4"), tmp_path, 0)
 
 
-@pytest.fixture
-def pairs(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = [dict(prompt=f"question {i}", chosen="yes " * int(rng.integers(3, 12)), rejected="no " * int(rng.integers(1, 12)),
-                 strength=float(rng.random())) for i in range(100)]
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return path
-
-
 SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 batch_size=8 "
          "gradient_accumulation_steps=3 epochs=2 checkpoint_steps=3 loss_scope=")
 

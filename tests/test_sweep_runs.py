@@ -5,13 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import psutil
 import pytest
+import waiting
 
 from responserank.llm.sweep import Sweep, collect, grid, standing, sweep
 from responserank.llm.trainer import run
@@ -39,12 +40,7 @@ def start(root, *args, **kwargs):
     return subprocess.Popen([SCRIPT, *args], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
 
 
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition(): return found
-        time.sleep(.05)
-    raise AssertionError(f"waited {seconds} s in vain")
+wait_for = partial(waiting.wait_for, seconds=300, every=.05)
 
 
 def holders(out):

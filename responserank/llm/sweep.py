@@ -18,10 +18,10 @@ import contextlib, fnmatch, gc, hashlib, importlib, io, json, math, os, re, sele
 from collections import Counter, deque
 from dataclasses import fields
 from pathlib import Path
-import numpy as np, pandas as pd
-from ..runs import (BEAT, EXPIRY, Interrupted, NOT_IDENTITY, UserError, canonical_json, check_name, group_name, interruptible, nearest, one_line, progress, read_json,
-                               repo_root, run_folder, run_status, settled_status, silence, write_csv, write_json, write_text)
-from .methods import METHODS, PRESETS, Settings, resolve
+import pandas as pd
+from ..runs import (BEAT, EXPIRY, Interrupted, NOT_IDENTITY, UserError, canonical_json, check_name, interruptible, nearest, one_line, progress, read_json,
+                               repo_root, run_folder, run_status, settled_status, silence, write_csv, write_json)
+from .methods import METHODS, PRESETS, PUBLISHED, Settings, resolve
 
 # %% ../../nbs/27_llm_sweep.ipynb #cell-005
 def words(text: str | list) -> list[str]: # "bt,rr_agree" or "bt rr_agree" or a list
@@ -32,7 +32,6 @@ def read_methods(
     text: str | list, # names, or patterns such as rr_agree*; "all" for the sixty published ones
 ) -> list[str]:
     "Read the methods of a grid."
-    from responserank.llm.methods import PUBLISHED
     found = []
     for word in words(text):
         matching = PUBLISHED if word == "all" else fnmatch.filter(METHODS, word) if set(word) & set("*?[") else [check_name(word, METHODS, "method")]
@@ -78,9 +77,9 @@ def grid(
     methods, fractions, seeds = read_methods(methods), read_fractions(fractions), read_seeds(seeds)
     overrides = [overrides] if isinstance(overrides, str) else list(overrides) or [""]
     settings = {(m, o): resolve(m, preset, o) for m in methods for o in overrides} # every unknown name is found here
-    from responserank.llm.trainer import data_hash, from_root
+    from responserank.llm.trainer import data_hash, from_root, run_group
     hashed = data_hash(data := from_root(data))
-    groups = {key: group_name(key[0], s.identity(), preset, hashed) for key, s in settings.items()}
+    groups = {key: run_group(key[0], preset, s, hashed) for key, s in settings.items()}
     rows = [dict(method=m, preset=preset, data=data, fraction=f, seed=s, overrides=o, group=groups[m, o], run=run_folder("", groups[m, o], f, s).as_posix())
             for s in seeds for f in fractions for m, o in settings]
     table = pd.DataFrame(rows)

@@ -6,10 +6,10 @@
 __all__ = ['SIMULATED_TEST', 'WANDB_MODES', 'load_data', 'Prepared', 'all_texts', 'prepare_data', 'fit_settings', 'training_rows',
            'Bar', 'Redeal', 'settle', 'last_checkpoint', 'SaveAfterEvaluating', 'Result', 'curve_table', 'make_trainer',
            'batch_report', 'fit', 'train_metrics', 'note_origin', 'wandb_log', 'WandbLog', 'data_hash',
-           'model_identity', 'describe_run', 'claim_together', 'finish_together', 'same_everywhere', 'save_trained',
-           'from_root', 'run', 'dry_result', 'finished_result', 'train', 'run_metrics', 'run_all', 'data_report_table',
-           'headline', 'strength_bins', 'training_figure', 'draw_loss', 'draw_accuracy', 'draw_rewards',
-           'draw_strength']
+           'model_identity', 'run_group', 'describe_run', 'claim_together', 'finish_together', 'same_everywhere',
+           'save_trained', 'from_root', 'run', 'dry_result', 'finished_result', 'train', 'run_metrics', 'run_all',
+           'data_report_table', 'headline', 'strength_bins', 'training_figure', 'draw_loss', 'draw_accuracy',
+           'draw_rewards', 'draw_strength']
 
 # %% ../../nbs/25_llm_trainer.ipynb #cell-002
 import contextlib, os, shutil, tempfile, time, warnings
@@ -24,7 +24,7 @@ from ..runs import (Claim, UserError, check_name, claim_run, content_hash, flatt
                                read_json, repo_root, rng, run_folder, versions, write_csv, write_json)
 from .batches import RankingBatchSampler, cohesion
 from .methods import Settings, resolve
-from .models import evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier, score_texts, score_tokens
+from .models import evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier, score_texts
 from .preferences import STEPS, conversation, describe, prepare, read_preferences, report_table, split, tokenise
 from .rewardbench import RewardBench, bench_report, check_measured, flat_measures, read_benches
 from .simulated import simulated_table
@@ -358,13 +358,22 @@ def model_identity(model: str) -> dict: # the setting that stands for it in a ru
     "Name a local model by what its folder holds; \"scratch\" and names on the hub stand for themselves."
     return dict(model=f"folder {content_hash(Path(model))}") if Path(model).is_dir() else dict(model=model)
 
+def run_group(
+    method: str, preset: str, # as `run`'s
+    settings: Settings,
+    hashed: str, # the data, as `data_hash` returns it
+    model_seed: int | None = None, # as `run`'s
+) -> str: # "<method>-<8 hexadecimal digits>"
+    "Name the group of a run."
+    return group_name(method, settings.identity() | model_identity(from_root(settings.model)), preset, hashed, model_seed)
+
 # %% ../../nbs/25_llm_trainer.ipynb #cell-038
 def describe_run(
     method: str, preset: str, data: str, fraction: float, seed: int, model_seed: int | None, # as `run`'s
     settings: Settings,
 ) -> dict: # what metrics.json says before the run has begun
     "Name a run and record where it comes from."
-    group = group_name(method, settings.identity() | model_identity(settings.model), preset, data_hash(data), model_seed)
+    group = run_group(method, preset, settings, data_hash(data), model_seed)
     return dict(method=method, preset=preset, data=data, fraction=fraction, seed=seed, model_seed=model_seed, group=group,
                 settings=settings.identity(), versions=versions(), git=git_state())
 

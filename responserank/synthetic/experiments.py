@@ -8,19 +8,19 @@ __all__ = ['EDGES', 'WEIGHTS', 'EXPERIMENTS', 'HEAD', 'COLUMNS', 'FOLDER', 'BLOC
            'gather', 'run_experiments', 'read_experiment', 'check_head']
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-002
-import dataclasses, os
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from ..runs import UserError, check_name, content_hash, derive_seed, git_state, interruptible, progress, read_json, repo_root, versions, write_csv, write_json
+from ..runs import UserError, check_name, content_hash, derive_seed, git_state, interruptible, read_json, repo_root, versions, write_csv, write_json
 from ..strata import concordance
 from . import data as data_module, learners as learners_module
 from .data import Trials, World, kendall_tau, make_trials, world
 from .learners import LEARNERS, Learner, Training, fit_many, fit_rngs, measure
-from .study import computed
+from .study import finished_parts
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-005
 @dataclass(frozen=True)
@@ -172,17 +172,11 @@ def run_experiment(
     "Compute an experiment, or the rest of it, and write its table."
     name, out = check_name(name, EXPERIMENTS, "experiment"), repo_root() / out
     todo = jobs(name, out / ".parts")
-    done = {path: _part(path, job) for path, job in todo.items()}
-    where = {id(job): path for path, job in todo.items()}
     fits = lambda job: len(job["trials"]) * len(job["learners"]) * job["world"].train * job["training"].steps # in comparisons times steps
-    with interruptible(), progress(total=sum(map(fits, todo.values())), desc=name, unit="row", unit_scale=True) as bar:
-        bar.update(sum(fits(job) for path, job in todo.items() if done[path] is not None))
-        for job, table in computed([job for path, job in todo.items() if done[path] is None], workers or os.cpu_count() or 1, examine):
-            done[where[id(job)]] = table
-            write_csv(where[id(job)], table)
-            bar.update(fits(job))
+    with interruptible(): done = finished_parts(todo, _part, fits, workers, examine, desc=name, unit="row", unit_scale=True)
     return gather(name, out, done, todo)
 
+# %% ../../nbs/14_synthetic_experiments.ipynb #cell-026c
 def gather(name: str, out: Path, done: dict[Path, pd.DataFrame], todo: dict[Path, dict]) -> pd.DataFrame:
     "Write the tables of a finished experiment, and remove its parts."
     experiment, tables, kept = EXPERIMENTS[name], [], []

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'MINI', 'MEASURES', 'Study', 'names', 'read_study', 'chunks', 'computed', 'parts_folder', 'part_file',
-           'read_part', 'all_parts', 'summarise', 'Results', 'tables', 'found_results', 'writable', 'run_study',
-           'headline']
+           'read_part', 'finished_parts', 'all_parts', 'summarise', 'Results', 'tables', 'found_results', 'writable',
+           'run_study', 'headline']
 
 # %% ../../nbs/12_synthetic_study.ipynb #cell-003
 import multiprocessing, os, shutil, tempfile, time
@@ -118,22 +118,34 @@ def read_part(path: Path, job: dict) -> pd.DataFrame | None: # None: not there, 
     whole = len(table) == len(job["trials"]) * len(job["learners"]) * len(job["sizes"])
     return table if whole and set(MEASURES) <= set(table) else None
 
-def all_parts(study: Study, out: Path, workers: int | None) -> pd.DataFrame: # all fits, in any order
+def finished_parts(
+    jobs: dict[Path, dict], # file → arguments of `fit`
+    read: Callable[[Path, dict], pd.DataFrame | None], # the table in a file; None: not there, or not whole
+    cost: Callable[[dict], int], # of a job, in the bar's units
+    workers: int | None, # processes; None: one for each core, or this one alone for little
+    fit: Callable[..., pd.DataFrame] = fit_chunk,
+    little: int = 0, # what costs less does not repay starting processes, which takes seconds
+    **shown, # of `progress`
+) -> dict[Path, pd.DataFrame]: # in the order of the jobs
     "Compute what is not there yet, with a progress bar, and return everything."
-    folder = parts_folder(study, out)
-    jobs = {part_file(folder, job): job for job in chunks(study)}
-    done = {path: read_part(path, job) for path, job in jobs.items()}
+    done, file = {path: read(path, job) for path, job in jobs.items()}, {id(job): path for path, job in jobs.items()}
     rest = [job for path, job in jobs.items() if done[path] is None]
-    fits = len(study.learners) * len(study.sizes)
+    left, total = sum(map(cost, rest)), sum(map(cost, jobs.values()))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers is None: workers = 1 if fits * sum(len(job["trials"]) for job in rest) < 1000 else cores # starting a process takes seconds
-    with progress(total=fits * len(study.datasets) * study.trials, desc="fits", unit="fit") as bar:
-        bar.update(sum(len(table) for table in done.values() if table is not None))
-        for job, table in computed(rest, min(workers, max(len(rest), 1))):
-            done[part_file(folder, job)] = table
-            write_csv(part_file(folder, job), table)
-            bar.update(len(table))
-    return pd.concat(done.values(), ignore_index=True)
+    if workers is None: workers = 1 if left < little else cores
+    with progress(total=total, **shown) as bar:
+        bar.update(total - left)
+        for job, table in computed(rest, min(workers, max(len(rest), 1)), fit=fit):
+            done[file[id(job)]] = table
+            write_csv(file[id(job)], table)
+            bar.update(cost(job))
+    return done
+
+def all_parts(study: Study, out: Path, workers: int | None) -> pd.DataFrame: # all fits, in any order
+    "Compute the chunks of a study that are not there yet, and return all of them."
+    folder, fits = parts_folder(study, out), lambda job: len(job["trials"]) * len(job["learners"]) * len(job["sizes"])
+    jobs = {part_file(folder, job): job for job in chunks(study)}
+    return pd.concat(finished_parts(jobs, read_part, fits, workers, little=1000, desc="fits", unit="fit").values(), ignore_index=True)
 
 # %% ../../nbs/12_synthetic_study.ipynb #cell-015
 def summarise(
