@@ -61,7 +61,7 @@ class OptimiserSettings:
     "How the model is trained."
     epochs: int = 3
     batch_size: int = 16 # comparisons in a micro-batch
-    gradient_accumulation_steps: int = 4 # micro-batches in a step
+    gradient_accumulation_steps: int = 4 # micro-batches in a step, on all devices together
     learning_rate: float = 1.5e-5
     warmup_ratio: float = 0.05 # share of the steps
     weight_decay: float = 0.1

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'SIDES', 'train_tokenizer', 'load_tokenizer', 'with_padding', 'from_hub', 'scratch_config', 'check_head',
-           'RewardHead', 'load_model', 'add_lora', 'merged', 'token_batches', 'forward', 'score_tokens', 'score_texts',
-           'score_table', 'evaluate_rewards', 'predictions_table', 'save_classifier', 'load_classifier']
+           'RewardHead', 'without_cache', 'load_model', 'add_lora', 'merged', 'token_batches', 'forward',
+           'score_tokens', 'score_texts', 'score_table', 'evaluate_rewards', 'predictions_table', 'save_classifier',
+           'load_classifier']
 
 # %% ../../nbs/29_llm_models.ipynb #cell-002
 import os, shutil, tempfile, warnings
@@ -104,6 +105,11 @@ class RewardHead(torch.nn.Linear):
         with torch.autocast(hidden.device.type, enabled=False): return super().forward(hidden.to(self.weight.dtype))
 
 # %% ../../nbs/29_llm_models.ipynb #cell-011
+def without_cache(model):
+    "Keep a model from storing every layer's keys and values, which only generating text needs."
+    model.config.use_cache = model.config.get_text_config().use_cache = False
+    return model
+
 def load_model(
     settings: Settings,
     tokenizer,
@@ -112,11 +118,12 @@ def load_model(
     "Make or load a sequence classifier with one output."
     from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
     set_seed(model_seed)
-    if settings.model == "scratch": return AutoModelForSequenceClassification.from_config(scratch_config(settings, tokenizer))
+    if settings.model == "scratch": return without_cache(AutoModelForSequenceClassification.from_config(scratch_config(settings, tokenizer)))
     check_head(from_hub(AutoConfig.from_pretrained, settings.model), settings.model)
     model = from_hub(AutoModelForSequenceClassification.from_pretrained, settings.model, num_labels=1,
                      dtype=torch.float32, use_safetensors=True)
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    without_cache(model)
     if isinstance(getattr(model, "score", None), torch.nn.Linear): model.score.__class__ = RewardHead
     for m in model.modules():
         if isinstance(m, torch.nn.Dropout): m.p = settings.dropout
@@ -275,4 +282,5 @@ def load_classifier(
     tokenizer, config = from_hub(AutoTokenizer.from_pretrained, name), model.config.get_text_config()
     if config.pad_token_id is not None: tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id) # the token that the model skips
     config.pad_token_id = model.config.pad_token_id = with_padding(tokenizer, name).pad_token_id
+    without_cache(model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
