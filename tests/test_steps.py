@@ -24,11 +24,14 @@ def run_on_two(*words, timeout=240, **kwargs):
     return subprocess.run([*TORCHRUN, *map(str, words)], capture_output=True, text=True, timeout=timeout, **kwargs)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """Every case of processes.py on two processes: what each of them found."""
+SHARDED = (Path(P.__file__).with_name("sharded.py"), Path(__file__).resolve().parents[1] / "configs/fsdp.yaml")
+
+
+@pytest.fixture(scope="module", params=["copied", "spread by FSDP"])
+def two(request, tmp_path_factory):
+    """Every case of processes.py on two processes, with the weights on both or half on each: what each of them found."""
     out = tmp_path_factory.mktemp("two")
-    done = run_on_two(Path(P.__file__), out)
+    done = run_on_two(*[P.__file__, out] if request.param == "copied" else [*SHARDED, "cases", out])
     assert done.returncode == 0, done.stderr[-3000:]
     return [dict(np.load(out / f"{rank}.npz")) for rank in (0, 1)]
 
@@ -92,9 +95,10 @@ SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_siz
          "gradient_accumulation_steps=3 epochs=2 checkpoint_steps=3 loss_scope=")
 
 
-def test_a_run_on_two_processes_is_the_run_on_one(pairs, tmp_path):
+@pytest.mark.parametrize("start", [("--no-python", Path(sys.executable).with_name("responserank")), SHARDED], ids=["copied", "spread by FSDP"])
+def test_a_run_on_two_processes_is_the_run_on_one(pairs, tmp_path, start):
     common = dict(data=str(pairs), wandb_mode="disabled", overrides=SMALL + "step")
-    done = run_on_two("--no-python", Path(sys.executable).with_name("responserank"), "train", "rr", "--data", pairs, "--out", tmp_path / "two",
+    done = run_on_two(*start, "train", "rr", "--data", pairs, "--out", tmp_path / "two",
                       "--wandb-mode", "disabled", "--save-model", "--overrides", SMALL + "step", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("accuracy") == 1  # the first process alone prints
