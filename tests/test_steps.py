@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import processes as P
 import pytest
+import test_rewardbench
 import torch
 
 from responserank.llm import steps as S
@@ -97,8 +98,9 @@ SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_siz
 
 @pytest.mark.parametrize("start", [("--no-python", Path(sys.executable).with_name("responserank")), SHARDED], ids=["copied", "spread by FSDP"])
 def test_a_run_on_two_processes_is_the_run_on_one(pairs, tmp_path, start):
-    common = dict(data=str(pairs), wandb_mode="disabled", overrides=SMALL + "step")
-    done = run_on_two(*start, "train", "rr", "--data", pairs, "--out", tmp_path / "two",
+    test_rewardbench.second().to_json(bench := tmp_path / "bench.jsonl", orient="records", lines=True)
+    common = dict(data=str(pairs), wandb_mode="disabled", overrides=SMALL + "step", rewardbench=str(bench))
+    done = run_on_two(*start, "train", "rr", "--rewardbench", bench, "--data", pairs, "--out", tmp_path / "two",
                       "--wandb-mode", "disabled", "--save-model", "--overrides", SMALL + "step", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("accuracy") == 1  # the first process alone prints
@@ -106,6 +108,7 @@ def test_a_run_on_two_processes_is_the_run_on_one(pairs, tmp_path, start):
     assert two.metrics["train"]["processes"] == 2 and two.metrics["group"] == one.metrics["group"]
     np.testing.assert_allclose(two.curve.loss, one.curve.loss, rtol=1e-4)
     np.testing.assert_allclose(two.predictions.predicted_diff, one.predictions.predicted_diff, atol=1e-4)
+    assert T.flat_measures(two.metrics["eval"]) == pytest.approx(T.flat_measures(one.metrics["eval"]), abs=1e-5)
     assert len(two.predictions) == two.predictions.id.nunique() == len(one.predictions)
     assert {p.name for p in two.folder.iterdir()} == {"metrics.json", "curve.csv", "predictions.csv", "model"}
     assert two.score(["yes yes yes", "no"]) == pytest.approx(one.score(["yes yes yes", "no"]), abs=1e-4)

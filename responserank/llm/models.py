@@ -184,7 +184,7 @@ def score_tokens(
     several = accelerator is not None and accelerator.num_processes > 1
     model.eval()
     if several: batches = share(batches, accelerator.process_index, accelerator.num_processes, batches[0][:0])
-    for rows in progress(batches, desc=show) if show else batches:
+    for rows in progress(batches, desc=show) if show and not (several and accelerator.process_index) else batches:
         ids, mask = pad_right([unique[r] for r in rows], pad_token_id)
         rewards[torch.from_numpy(rows)] = forward(model, ids.to(device), mask.to(device)).double().cpu()
     model.train(was_training)

@@ -217,7 +217,7 @@ def rewardbench(
     model, # a folder, a name on the hub, or a loaded model (then with its tokenizer)
     source: str | Path | Bench = "2", # "1", "2", or a local copy
     tokenizer=None,
-    **kwargs # of `bench_rewards`: max_length, tokens
+    **kwargs # of `bench_rewards`: max_length, tokens, accelerator
 ) -> dict: # overall, sections or ties, subsets, rows, source, cut (texts that were too long)
     "Evaluate a reward model on RewardBench 1 or 2."
     bench = source if isinstance(source, Bench) else read_bench(source)
@@ -289,8 +289,8 @@ class RewardBench(TrainerCallback):
         **kwargs # of `rewardbench`
     ): self.benches, self.tokenizer, self.when, self.kwargs, self.measures = benches, tokenizer, when, kwargs, {}
 
-    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+    def on_evaluate(self, args, state, control, metrics=None, model=None, accelerator=None, **kwargs): # the devices share the answers
         if self.when == "end" and state.global_step < state.max_steps: return
         for bench in self.benches:
-            self.measures[f"rewardbench_v{bench.version}"] = rewardbench(model, bench, self.tokenizer, **self.kwargs)
+            self.measures[f"rewardbench_v{bench.version}"] = rewardbench(model, bench, self.tokenizer, accelerator=accelerator, **self.kwargs)
         metrics.update({f"eval_{k}": v for k, v in flat_measures(self.measures).items()})

@@ -275,7 +275,8 @@ def evaluate(self: RankingTrainer,
                         self.settings.eval_tokens, self.accelerator)
     self.rewards = both[:n], both[n:]
     metrics = {f"{metric_key_prefix}_{k}": v for k, v in evaluate_rewards(self.test, *self.rewards).items()}
-    self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics) # RewardBench adds its own
+    self.control.should_evaluate = False
+    self.control = self.callback_handler.call_event("on_evaluate", self.args, self.state, self.control, metrics=metrics, accelerator=self.accelerator) # RewardBench adds its own
     self.log(metrics)
     self.seconds_evaluating += time.time() - start
     return metrics

@@ -223,7 +223,6 @@ def make_trainer(
     "Build the model and the trainer: everything up to the first step."
     s, arguments = ready.settings, training_arguments(ready.settings, folder, model_seed) # before the model: FSDP and ZeRO say here how it is to be loaded
     model, rows = load_model(s, ready.tokenizer, model_seed), training_rows(ready.rows)
-    model.config.use_cache = False
     own = [*([Bar()] if process()[0] == 0 else []), *([SaveAfterEvaluating()] if s.checkpoint_steps else []),
            *([Redeal(ready, rows, seed)] if s.redeal else [])]
     return RankingTrainer(model, arguments, s, rows, ready.test, ready.tokenizer.pad_token_id, seed=seed, callbacks=[*own, *callbacks])
