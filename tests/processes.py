@@ -60,6 +60,11 @@ def case(name):
     return step(rows_of(n, rankings), settings | dict(eval_tokens=12), wrong=wrong)
 
 
-if __name__ == "__main__":
+def save_cases(folder):
+    """What this process found, in a file of its own."""
     results = {f"{name}/{k}": v for name in CASES for k, v in case(name).items()}
-    np.savez(Path(sys.argv[1]) / f"{process()[0]}.npz", **results)
+    np.savez(Path(folder) / f"{process()[0]}.npz", **results)
+
+
+if __name__ == "__main__":
+    save_cases(sys.argv[1])

@@ -1,10 +1,8 @@
 """What `torchrun` starts with weights spread over two processes: accelerate, which keeps FSDP for accelerators, is told that a CPU is one."""
 import os
 import sys
-from pathlib import Path
 
 import accelerate.state
-import numpy as np
 import processes as P
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -12,7 +10,6 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from responserank.cli import main
-from responserank.llm.steps import process
 
 
 def environment(config):
@@ -41,8 +38,7 @@ class Catch(P.Catch):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         parameters = list(model.parameters())
         self.gradient = torch.cat([p.grad.full_tensor().flatten() for p in parameters])
-        self.share = sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters)
-        assert 0.4 < self.share < 0.6
+        assert 0.4 < sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters) < 0.6
 
 
 if __name__ == "__main__":
@@ -50,5 +46,4 @@ if __name__ == "__main__":
     allow_cpu()
     if sys.argv[2] != "cases": sys.exit(main(sys.argv[2:]))
     P.Catch = Catch
-    results = {f"{name}/{k}": v for name in P.CASES for k, v in P.case(name).items()}
-    np.savez(Path(sys.argv[3]) / f"{process()[0]}.npz", **results)
+    P.save_cases(sys.argv[3])

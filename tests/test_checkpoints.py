@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import pytest
 
 from responserank.llm import trainer as T
 from responserank.runs import Interrupted
+from waiting import wait_for
 
 SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 batch_size=8 "
          "gradient_accumulation_steps=2 redeal=True ranking_size=4 dropout=0.1")  # 80 rows: 5 steps an epoch, 3 epochs unless a test says otherwise
@@ -94,8 +94,7 @@ def test_a_killed_process_loses_no_checkpoint(go, tmp_path, pairs):
     overrides = "checkpoint_steps=1 epochs=12 evaluate=end"
     code = f"from responserank.llm.trainer import run; run('rr', data={str(pairs)!r}, out={str(tmp_path / 'cut')!r}, wandb_mode='disabled', overrides={SMALL + ' ' + overrides!r})"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while time.time() < deadline and not list(tmp_path.glob("cut/*/*/*/checkpoints/checkpoint-1?")): time.sleep(0.02)
+    wait_for(lambda: list(tmp_path.glob("cut/*/*/*/checkpoints/checkpoint-1?")), seconds=120)
     child.send_signal(signal.SIGKILL)
     assert child.wait(60) == -signal.SIGKILL
     again = go("cut", overrides)

@@ -98,7 +98,7 @@ SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_siz
 
 @pytest.mark.parametrize("start", [("--no-python", Path(sys.executable).with_name("responserank")), SHARDED], ids=["copied", "spread by FSDP"])
 def test_a_run_on_two_processes_is_the_run_on_one(pairs, tmp_path, start):
-    test_rewardbench.second().to_json(bench := tmp_path / "bench.jsonl", orient="records", lines=True)
+    bench = test_rewardbench.jsonl(test_rewardbench.second(), tmp_path / "bench.jsonl")
     common = dict(data=str(pairs), wandb_mode="disabled", overrides=SMALL + "step", rewardbench=str(bench))
     done = run_on_two(*start, "train", "rr", "--rewardbench", bench, "--data", pairs, "--out", tmp_path / "two",
                       "--wandb-mode", "disabled", "--save-model", "--overrides", SMALL + "step", cwd=tmp_path)

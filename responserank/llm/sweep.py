@@ -348,8 +348,7 @@ def run_plainly(parameters: dict):
     run(**parameters)
 
 # %% ../../nbs/27_llm_sweep.ipynb #cell-029
-PRELOADED = ["responserank.llm.trainer", "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager", "wandb",
-             "wandb.sdk.launch"] # which every `wandb.init` imports, and which may move
+PRELOADED = ["responserank.llm.trainer", "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager", "wandb"]
 
 class Nursery:
     "The process that workers are forked from."
@@ -381,8 +380,9 @@ class Nursery:
 def nursery(warm: bool) -> None:
     "Take requests from standard input until it closes; the body of the process."
     here, unread = Nursery(warm), b""
-    for name in PRELOADED if warm else ():
-        with contextlib.suppress(ImportError): importlib.import_module(name)
+    for name in PRELOADED if warm else (): importlib.import_module(name)
+    if warm:
+        with contextlib.suppress(ImportError): importlib.import_module("wandb.sdk.launch") # as every `wandb.init` does; it may move
     gc.collect(); gc.freeze() # what is here is shared with all workers, and not to be looked through by each
     signal.signal(signal.SIGTERM, lambda *_: here.signal(signal.SIGTERM))
     while True:
