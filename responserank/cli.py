@@ -37,10 +37,12 @@ def one_line_errors(ctx: click.Context) -> Iterator[None]:
 
 class Commands(click.Group):
     "A group of commands whose errors are one line each."
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: click.Context, args: list[str]):
+        "Read the options."
         with one_line_errors(ctx): return super().parse_args(ctx, args)
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: click.Context):
+        "Run the command."
         with one_line_errors(ctx): return super().invoke(ctx)
 
 # %% ../nbs/90_command_line.ipynb #cell-009
@@ -68,6 +70,7 @@ def write_scores(
     if out.endswith(".jsonl"): write_text(out, scored.to_json(orient="records", lines=True, force_ascii=False, double_precision=15))
     else: write_csv(out, scored)
 
+# %% ../nbs/90_command_line.ipynb #split-02
 @main.command()
 @click.argument("model")
 @click.argument("file", required=False)
@@ -150,6 +153,7 @@ def print_results(
     else: click.echo(with_gains(headline(*results)).to_string(na_rep=""))
     for result in results: click.echo(result.folder)
 
+# %% ../nbs/90_command_line.ipynb #split-04
 @main.command()
 @click.argument("methods", metavar="METHOD...", nargs=-1, required=True)
 @click.option("--preset", default="tiny", help="tiny (CPU, offline), small (135 M parameters) or paper (8 B).")
@@ -241,6 +245,7 @@ def print_sweep(done):
     if waiting: click.echo("the disk is full: make room, then give the same command again", err=True)
     if len(failed) or waiting: click.get_current_context().exit(1)
 
+# %% ../nbs/90_command_line.ipynb #split-06
 @main.command()
 @grid_options
 @click.option("--workers", type=click.IntRange(min=1), default=2, help="Runs at a time, of one thread each; with --slurm, tasks at a time.")

@@ -73,6 +73,7 @@ def own_artefacts(
     old = lambda a: methods is not None and a in _SPECIAL and not (methods_of(a) & methods) - set(llm.SIX)
     return [replace(a, claim="", rows=_nothing_new if old(a) else functools.partial(_retitled, rows=a.rows, titles={"MultiPref": data})) for a in rows]
 
+# %% ../nbs/40_paper.ipynb #split-02
 def own_llm_sources(path: Path) -> list[Source]: # one per preset and data set
     "Read own language-model runs without overrides, kept apart by preset and data."
     found = []
@@ -310,6 +311,7 @@ def _job(artefact, name, part, folder):
             return {"artefact": artefact.name, "kind": "", "status": points.attrs.get("status", "no own runs"), "note": points.attrs.get("note", ""), "files": "", "source": name, "part": part}
     return make(artefact, _AT_WORK[name, part], folder) | {"source": name, "part": part}
 
+# %% ../nbs/40_paper.ipynb #split-04
 def matching(
     only: str, # a name or pattern, or several with commas
     sources: list[Source],
@@ -332,6 +334,7 @@ def _make_all(jobs, sources, out, workers, latex_text, dpi):
     with ProcessPoolExecutor(workers, multiprocessing.get_context(how), _begin, (sources, latex_text, dpi)) as pool:
         return [f.result() for f in progress([pool.submit(_job, *a) for a in arguments], desc="paper")]
 
+# %% ../nbs/40_paper.ipynb #split-07
 def merged_manifest(
     made: pd.DataFrame,
     path: Path, # of an earlier manifest, whose other lines stay

@@ -681,6 +681,7 @@ class Counted(tqdm):
         _BARS[:] = [ref for ref in _BARS if ref() is not None and ref() is not self]
         super().close()
 
+# %% ../nbs/04_runs.ipynb #split-02
 def bar_standing() -> dict | None: # doing, done, total, seconds so far; None without a bar
     "Say how far the outermost open bar is."
     bar = next((bar for ref in _BARS if (bar := ref()) is not None and bar.total), None)

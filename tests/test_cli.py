@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import responserank.llm.trainer  # noqa: F401 (transformers may print when it is first imported; not inside a test, please)
 from responserank.cli import explain, main, method_lines
 from responserank.llm.methods import METHODS
+from waiting import wait_for
 
 COMMANDS = sorted(main.commands)
 SCRIPT = Path(sys.executable).with_name("responserank")
@@ -118,10 +119,8 @@ def test_a_stopped_run_says_so_and_is_marked(number, tmp_path):
     words = [SCRIPT, "train", "rr_agree", "--out", tmp_path, "--wandb-mode", "disabled", "--overrides", "epochs=500"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
-        deadline = time.time() + 120
-        while not list(tmp_path.rglob("checkpoints")) and not list(tmp_path.rglob("claim-*.json")):
-            assert time.time() < deadline and process.poll() is None
-            time.sleep(.1)
+        wait_for(lambda: [*tmp_path.rglob("checkpoints"), *tmp_path.rglob("claim-*.json")] or process.poll() is not None, 120)
+        assert process.poll() is None
         time.sleep(1)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]

@@ -3,7 +3,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import nbformat
 import numpy as np
@@ -17,6 +16,7 @@ from responserank.synthetic import study as module
 from responserank.synthetic.data import DATASETS
 from responserank.synthetic.learners import LEARNERS, fit_chunk
 from responserank.synthetic.study import MINI, SIZES, Study, chunks, computed, part_file, parts_folder, read_study, run_study, summarise
+from waiting import wait_for
 
 SMALL = dict(datasets="stochastic,drift_diffusion", learners="bt,rr", trials=5, sizes="0.5,1.0", seed=3)
 FILES = ("trials.csv.gz", "summary.csv", "kendall.csv", "confusion.csv")
@@ -61,8 +61,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     settings = dict(datasets=["stochastic", "drift_diffusion"], learners=["bt", "rr"], trials=90, sizes=[.5], seed=3)  # four chunks
     code = f"from responserank.synthetic.study import run_study; run_study(**{settings!r}, out={str(tmp_path / 'a')!r}, workers=1)"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    parts, deadline = tmp_path / "a/.parts", time.monotonic() + 120
-    while child.poll() is None and not list(parts.glob("*/[!.]*.csv")) and time.monotonic() < deadline: time.sleep(.01)
+    parts = tmp_path / "a/.parts"
+    wait_for(lambda: list(parts.glob("*/[!.]*.csv")) or child.poll() is not None, 120, .01)
     child.send_signal(signal.SIGKILL)
     child.wait()
     done = list(parts.glob("*/[!.]*.csv"))
@@ -92,16 +92,13 @@ def test_workers_end_with_their_parent(tmp_path):
     (tmp_path / "script.py").write_text(code)
     child = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stderr=subprocess.DEVNULL)
     children = lambda: [int(p) for p in open(f"/proc/{child.pid}/task/{child.pid}/children").read().split()]
-    deadline = time.monotonic() + 90
-    while len(workers := children()) < 3 and child.poll() is None and time.monotonic() < deadline: time.sleep(.1)
-    assert len(workers) >= 3  # two, and the tracker that Python adds
+    workers = wait_for(lambda: len(found := children()) >= 3 and found, 90)  # two, and the tracker that Python adds
     child.kill()
     child.wait()
     def runs(p):
         try: return open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
         except OSError: return False
-    while any(map(runs, workers)) and time.monotonic() < deadline + 60: time.sleep(.1)
-    assert not any(map(runs, workers))
+    wait_for(lambda: not any(map(runs, workers)), 60)
 
 
 def test_finished_studies_are_read_and_others_not_written_over(whole):

@@ -17,6 +17,7 @@ from responserank.llm import trainer as T
 from responserank.llm.methods import resolve
 from responserank.llm.models import train_tokenizer
 from responserank.runs import UserError
+from waiting import wait_for
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48"
 
@@ -230,9 +231,7 @@ def test_a_killed_run_is_told_apart_and_redone(blow, tiny_run, pairs, tmp_path):
     code = (f"from responserank.llm.trainer import run; run('rr', data={str(pairs)!r}, out={str(tmp_path / 'runs')!r}, "
             f"wandb_mode='disabled', overrides={SMALL + ' epochs=2000'!r})")
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while time.time() < deadline and not list(tmp_path.glob("runs/**/checkpoints")) and not list(tmp_path.glob("runs/**/claim*")):
-        time.sleep(0.2)
+    wait_for(lambda: [*tmp_path.glob("runs/**/checkpoints"), *tmp_path.glob("runs/**/claim*")], 120)
     time.sleep(6)
     child.send_signal(blow)
     child.wait(30)

@@ -290,6 +290,7 @@ class RewardBench(TrainerCallback):
     ): self.benches, self.tokenizer, self.when, self.kwargs, self.measures = benches, tokenizer, when, kwargs, {}
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, accelerator=None, **kwargs): # the devices share the answers
+        "Add the scores to an evaluation's measures."
         if self.when == "end" and state.global_step < state.max_steps: return
         for bench in self.benches:
             self.measures[f"rewardbench_v{bench.version}"] = rewardbench(model, bench, self.tokenizer, accelerator=accelerator, **self.kwargs)

@@ -6,7 +6,7 @@
 __all__ = ['STATES', 'SUFFIXES', 'WARM', 'PRELOADED', 'ALONE', 'ARRAY', 'PUBLISHED_COLUMNS', 'RUN_COLUMNS', 'ENDED', 'KEY',
            'ORDER', 'WANDB_STATES', 'words', 'read_methods', 'read_seeds', 'read_fractions', 'grid', 'grid_name',
            'note_grid', 'noted_runs', 'run_folders', 'read_progress', 'run_standing', 'standing', 'data_name',
-           'time_left', 'in_words', 'by_group', 'status_lines', 'bar_text', 'ForkedKernel', 'serve_kernel',
+           'time_left', 'in_words', 'bar_text', 'by_group', 'status_lines', 'ForkedKernel', 'serve_kernel',
            'warm_manager', 'train_notebook', 'execute', 'die_with_parent', 'stop_kernel', 'work', 'run_plainly',
            'Nursery', 'nursery', 'Workers', 'Sweep', 'look_again', 'sweep', 'array_tasks', 'ranges', 'array_script',
            'submit', 'take_share', 'grid_lines', 'as_text', 'override_text', 'score_columns', 'run_row',
@@ -167,6 +167,13 @@ def in_words(seconds: float) -> str: # "", "48 s", "12 min", "3 h 05 min", "2 d 
     if s < 5400: return f"{s / 60:.0f} min"
     return f"{s // 3600} h {s % 3600 // 60:02d} min" if s < 86400 else f"{s // 86400} d {s % 86400 // 3600} h"
 
+def bar_text(done: float, total: float, width: int = 20) -> str: # "█████···············  25%"
+    "Draw a bar of text."
+    if not total or not math.isfinite(total): return "·" * width
+    full = int(width * done / total)
+    return "█" * full + "·" * (width - full) + f" {done / total:4.0%}"
+
+# %% ../../nbs/27_llm_sweep.ipynb #split-03
 def by_group(table: pd.DataFrame) -> pd.DataFrame: # one row per group, one column per state, and `left`
     "Count the runs of each group by how they stand."
     data = table.groupby("group")["data"].max() # a broken run doesn't know its data
@@ -192,12 +199,6 @@ def status_lines(
     lines += [f"  {r.run:44} {r.status}" + (f": {str(r.error)[:160]}" if isinstance(r.error, str) else "") for r in broken.head(most).itertuples()]
     more = max(0, len(running) - most) + max(0, len(broken) - most)
     return lines + ([f"  … and {more} more"] if more else [])
-
-def bar_text(done: float, total: float, width: int = 20) -> str: # "█████···············  25 %"
-    "Draw a bar of text."
-    if not total or not math.isfinite(total): return "·" * width
-    full = int(width * done / total)
-    return "█" * full + "·" * (width - full) + f" {done / total:4.0%}"
 
 # %% ../../nbs/27_llm_sweep.ipynb #cell-021
 WARM = sys.platform.startswith("linux")
@@ -236,8 +237,13 @@ class ForkedKernel:
         "Send it a signal, if it is still there."
         if self.poll() is None: os.kill(self.pid, number)
 
-    def kill(self): self.send_signal(signal.SIGKILL)
-    def terminate(self): self.send_signal(signal.SIGTERM)
+    def kill(self):
+        "End it at once."
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        "Ask it to stop."
+        self.send_signal(signal.SIGTERM)
 
 # %% ../../nbs/27_llm_sweep.ipynb #cell-022
 def serve_kernel(
@@ -268,7 +274,8 @@ def warm_manager(kernel: ForkedKernel) -> type:
     from jupyter_client.provisioning import LocalProvisioner
 
     class Forked(LocalProvisioner):
-        async def launch_kernel(self, cmd, **kwargs):
+        async def launch_kernel(self, cmd: list[str], **kwargs):
+            "Tell the child its connection file, instead of starting a process."
             kernel.start(cmd[cmd.index("-f"):])
             self.process, self.pid, self.pgid = kernel, kernel.pid, kernel.pid
             return self.connection_info
@@ -646,6 +653,7 @@ def read_table(path: str | Path) -> pd.DataFrame: # as text
     if lacking: raise UserError(f"{path}: column {', '.join(lacking)} is missing; give --out another name, or move that file away")
     return table
 
+# %% ../../nbs/27_llm_sweep.ipynb #split-06
 def merge_runs(
     old: pd.DataFrame, # as from `read_table`
     new: pd.DataFrame,

@@ -577,6 +577,7 @@ def training_figure(
         if truth: draw_strength(p, truth, method, axes[3])
     return fig
 
+# %% ../../nbs/25_llm_trainer.ipynb #split-02
 def draw_loss(
     curve: pd.DataFrame, # a result's
     method: str, # names the colour
@@ -600,6 +601,7 @@ def draw_accuracy(
     ax.locator_params(nbins=4)
     ax.set(xlabel="epoch", ylabel="test accuracy (%)")
 
+# %% ../../nbs/25_llm_trainer.ipynb #split-04
 def draw_rewards(
     predictions: pd.DataFrame, # a result's
     ax: plt.Axes,

@@ -348,6 +348,7 @@ class Fitted:
         each = self.weights.split(len(x))
         return np.stack([differences(x, w, self.data.items.shape[-1]).numpy() for w in each])
 
+# %% ../../nbs/11_synthetic_learners.ipynb #split-03
 def fit_many(
     data: Trials,
     rngs: Mapping[str, list[np.random.Generator]], # learner → a generator for each trial

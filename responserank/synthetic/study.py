@@ -118,6 +118,7 @@ def read_part(path: Path, job: dict) -> pd.DataFrame | None: # None: not there, 
     whole = len(table) == len(job["trials"]) * len(job["learners"]) * len(job["sizes"])
     return table if whole and set(MEASURES) <= set(table) else None
 
+# %% ../../nbs/12_synthetic_study.ipynb #split-02
 def finished_parts(
     jobs: dict[Path, dict], # file → arguments of `fit`
     read: Callable[[Path, dict], pd.DataFrame | None], # the table in a file; None: not there, or not whole
