@@ -99,6 +99,7 @@ def test_a_gated_model_without_a_token_and_a_hub_that_is_not_there(tmp_path):
     assert "is gated: accept its licence" in lines[0] and "hf auth login" in lines[0] and "Llama-3.1-8B" in lines[0]
     assert "allenai/reward-bench-2: is gated" in lines[1] or "allenai/reward-bench-2" in lines[1]
     assert "SmolLM2" in lines[2] and "give a local folder (model=PATH)" in lines[2]
+    assert "Retrying" not in done.stderr  # the line stands alone
 
 
 def test_content_of_anything_has_a_hash(tmp_path):

@@ -17,7 +17,7 @@ from ..runs import UserError, progress
 from .batches import pad_right, share
 from .methods import Settings, resolve
 from .preferences import encode, render, spelled, unique_ids
-from ..tables import texts as text_column
+from ..tables import hushed, texts as text_column
 
 # %% ../../nbs/29_llm_models.ipynb #cell-005
 def train_tokenizer(
@@ -62,7 +62,8 @@ def from_hub(
     **kwargs
 ):
     "Call `load(name)` without remote code, and say in one line why it failed."
-    try: return load(name, trust_remote_code=False, **kwargs)
+    try:
+        with hushed("huggingface_hub"): return load(name, trust_remote_code=False, **kwargs)
     except Exception as e: # whatever the libraries raise: a broken folder alone gives five kinds
         if Path(name).exists(): raise UserError(f"model folder {name!r} can't be loaded: {(str(e) or type(e).__name__).splitlines()[0]}") from e
         if "gated" in str(e).lower(): raise UserError(f"model {name!r} is gated: accept its licence on its page and log in with `hf auth login`") from e
