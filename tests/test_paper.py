@@ -191,3 +191,16 @@ def test_a_row_in_any_form(tmp_path):
 def test_the_best_of_a_row_is_bold():
     cells = pd.DataFrame({"row": ["a", "a"], "column": ["BT", "RR"], "mean": [1.0, 2.0], "sd": 1.0, "ci95": 1.0, "n": 5})
     assert grid(cells, best="row")["bold"].tolist() == [False, True] and grid(cells)["bold"].tolist() == [True, True]
+
+
+@pytest.mark.parametrize("form", ["forest", "intervals"])
+def test_panels_that_share_their_lines_mean_the_same_lines(form):
+    lines = {"first": dict(BT=.1, EP2=.2, RR=.3), "second": dict(RR=.7, BT=.5), "third": dict(RR=.9)}
+    points = pd.DataFrame([dict(panel=p, by=x, x=x, y=y, lo=y - .01, hi=y + .01, n=3) for p, line in lines.items() for x, y in line.items()])
+    fig = draw(points, form)
+    fig.canvas.draw()
+    names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    for ax, line in zip(fig.axes, lines.values()):
+        drawn = {(names[int(y)], x) for mark in ax.lines for x, y in zip(mark.get_xdata(), mark.get_ydata())
+                 if mark.get_marker() not in ("None", "|") and np.isfinite(x)}
+        assert {(n, round(float(x), 6)) for n, x in drawn} == set(line.items())
