@@ -237,13 +237,8 @@ class ForkedKernel:
         "Send it a signal, if it is still there."
         if self.poll() is None: os.kill(self.pid, number)
 
-    def kill(self):
-        "End it at once."
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self):
-        "Ask it to stop."
-        self.send_signal(signal.SIGTERM)
+    def kill(self): self.send_signal(signal.SIGKILL)
+    def terminate(self): self.send_signal(signal.SIGTERM)
 
 # %% ../../nbs/27_llm_sweep.ipynb #cell-022
 def serve_kernel(
