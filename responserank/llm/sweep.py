@@ -336,6 +336,7 @@ def work(
     kernel = ForkedKernel() if notebook and warm else None
     if kernel: stop_kernel(kernel, folder)
     try:
+        if (status := run_status(folder)[0]) in ("finished", "running"): raise UserError(f"{folder}: {status} meanwhile, by others") # the nursery took its time to import
         if notebook: execute(Path(notebook), request["parameters"], folder, kernel)
         else: run_plainly(request["parameters"])
     except (Exception, KeyboardInterrupt) as e:
@@ -382,8 +383,8 @@ class Nursery:
 def nursery(warm: bool) -> None:
     "Take requests from standard input until it closes; the body of the process."
     here, unread = Nursery(warm), b""
-    for name in PRELOADED if warm else (): importlib.import_module(name)
     if warm:
+        for name in PRELOADED: importlib.import_module(name)
         with contextlib.suppress(ImportError): importlib.import_module("wandb.sdk.launch") # as every `wandb.init` does; it may move
     gc.collect(); gc.freeze() # what is here is shared with all workers, and not to be looked through by each
     signal.signal(signal.SIGTERM, lambda *_: here.signal(signal.SIGTERM))
@@ -463,6 +464,7 @@ class Sweep:
         folder, end = self.out / run, time.monotonic() + (10 if code else 0) # a killed worker's kernel needs a moment to notice
         while (status := settled_status(folder)[0]) == "running" and time.monotonic() < end: time.sleep(.05)
         if status == "running": return self.elsewhere.append(run)
+        if status == "finished" and error.get("kind") == "UserError": return self.ends.update({run: dict(status=status)}) # ours was refused: others have done it
         killed = f"its worker was killed ({signal.Signals(-code).name})" if code < 0 else ""
         text = "" if status == "finished" else killed or run_status(folder)[1].get("error") or error.get("text") or "the run left no result"
         status = "finished" if status == "finished" else "failed"
