@@ -139,11 +139,13 @@ def blank(message: str) -> Figure:
     return fig
 
 # %% ../nbs/07_artefacts.ipynb #aligned-1
-def aligned(points: pd.DataFrame) -> pd.DataFrame: # the same lines in every panel, in order of first appearance
-    "Add the lines that a panel lacks, without values."
-    lines = points[["by", "x"]].drop_duplicates()
-    if (points.groupby("panel")["x"].nunique() == lines["x"].nunique()).all(): return points
-    whole = points[["panel"]].drop_duplicates().merge(lines, how="cross").merge(points, how="left", on=["panel", "by", "x"])
+def aligned(
+    points: pd.DataFrame, # columns panel, by, x, …
+    panels: list[str] | None = None, # those that there should be; None: those that there are
+) -> pd.DataFrame: # the same lines in every panel, in order of first appearance
+    "Add the lines that a panel lacks, without values, and put all into one order."
+    panels = pd.DataFrame({"panel": points["panel"].unique() if panels is None else panels})
+    whole = panels.merge(points[["by", "x"]].drop_duplicates(), how="cross").merge(points, how="left", on=["panel", "by", "x"])
     whole.attrs = points.attrs
     return whole
 
@@ -182,7 +184,7 @@ def draw(
         if ticks is not None: ax.set_xticks(ticks)
         if percent_x is not None: ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=percent_x, symbol=""))
     tables = {title: rows for title, rows in points.groupby("panel", sort=False)}
-    if form == "forest": height = min(height, 1 + .15 * max(rows["x"].nunique() for rows in tables.values()))
+    if form == "forest": height = min(height, 1 + .15 * points.groupby("panel")["x"].nunique().max())
     return panels(tables, panel, columns, xlabel, ylabel, share, legend_rows, width, height)
 
 # %% ../nbs/07_artefacts.ipynb #cell-026

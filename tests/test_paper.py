@@ -194,8 +194,9 @@ def test_the_best_of_a_row_is_bold():
 
 
 @pytest.mark.parametrize("form", ["forest", "intervals"])
-def test_panels_that_share_their_lines_mean_the_same_lines(form):
-    lines = {"first": dict(BT=.1, EP2=.2, RR=.3), "second": dict(RR=.7, BT=.5), "third": dict(RR=.9)}
+@pytest.mark.parametrize("lines", [{"first": dict(BT=.1, EP2=.2, RR=.3), "second": dict(RR=.7, BT=.5), "third": dict(RR=.9)},
+                                   {"first": dict(BT=.1, RR=.3), "second": dict(RR=.7, BT=.5)}], ids=["some lacking", "in another order"])
+def test_panels_that_share_their_lines_mean_the_same_lines(form, lines):
     points = pd.DataFrame([dict(panel=p, by=x, x=x, y=y, lo=y - .01, hi=y + .01, n=3) for p, line in lines.items() for x, y in line.items()])
     fig = draw(points, form)
     fig.canvas.draw()

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from ..artefacts import Artefact, estimate, sourced
+from ..artefacts import Artefact, aligned, estimate, sourced
 from .batches import cohesion, pack
 from .methods import LABELS, METHODS, PUBLISHED
 from .preferences import agreements, text_length
@@ -604,14 +604,14 @@ SHORT = NAMES | {"bt_agree": "BT, soft: agreement", "bt_meanpref": "BT, soft: me
 SHARES, LEAST = (0.1, 0.3, 1.0), 3 # shares of the data shown, and seeds that a point must have
 
 def _lined_up(found, used, methods): # points: a panel per data set and fraction, the same lines in each
-    found = found[found["n"] >= LEAST]
+    found = found[(found["n"] >= LEAST) & found["method"].isin(methods) & found["fraction"].isin(SHARES)]
     if found.empty: return sourced(pd.DataFrame(columns=["panel", "by", "x", "y", "lo", "hi", "n"]), used, missing=["own language-model runs"])
-    lines = pd.DataFrame([(m, o) for m in methods for o in sorted(found.loc[found["method"] == m, "overrides"].unique())], columns=["method", "overrides"])
-    places = pd.MultiIndex.from_product([found["data"].unique(), SHARES], names=["data", "fraction"]).to_frame(index=False)
-    points = places.merge(lines, how="cross").merge(found, how="left", on=["data", "fraction", "method", "overrides"])
-    label = points["method"].map(SHORT) + points["overrides"].map(lambda o: ", " + o.replace("rank_weight=", "rank weight ") if o else "")
-    points = points.assign(panel=points["data"] + points["fraction"].map(lambda f: f", {100 * f:.0f} %"), by=points["method"], x=label, y=points["mean"])
-    return sourced(points, used)
+    name = lambda data, fraction: f"{data}, {100 * fraction:.0f} %"
+    panels = [name(d, f) for d in found["data"].unique() for f in SHARES]
+    found = found.sort_values(["method", "overrides"], key=lambda c: c.map(methods.index) if c.name == "method" else c, kind="stable")
+    label = found["method"].map(SHORT) + found["overrides"].map(lambda o: ", " + o.replace("rank_weight=", "rank weight ") if o else "")
+    points = found.assign(panel=list(map(name, found["data"], found["fraction"])), by=found["method"], x=label, y=found["mean"])
+    return sourced(aligned(points, panels), used)
 
 def gain_points(
     tables: dict[str, pd.DataFrame], # data → runs, as `read_own` returns them; the published ones may be among them
@@ -619,14 +619,14 @@ def gain_points(
     methods: list[str] = LISTED,
 ) -> pd.DataFrame: # points: a panel per data set and share of it, a line per method
     "Lay what methods gain over BT out, for data sets below each other."
-    found = pd.concat([gains(t, metric).assign(data=name) for name, t in tables.items()] or [pd.DataFrame(columns=["data", "method", "overrides", "n"])])
+    found = pd.concat([gains(t, metric).assign(data=name) for name, t in tables.items()] or [pd.DataFrame(columns=["data", "method", "overrides", "fraction", "n"])])
     used = pd.concat([t for t in tables.values()] or [pd.DataFrame()])
     return _lined_up(found, used[used["method"].isin(["bt", *methods]) & used["fraction"].isin(SHARES)] if len(used) else used, methods)
 
 def override_points(tables: dict[str, pd.DataFrame], override: str = "rank_weight=0.25", metric: str = "multipref_accuracy") -> pd.DataFrame: # the same for an override
     "Lay what an override changes out."
     found = pd.concat([gains_of_override(t, override, metric).assign(data=name, overrides="") for name, t in tables.items() if (t["overrides"] == override).any()]
-                      or [pd.DataFrame(columns=["data", "method", "overrides", "n"])])
+                      or [pd.DataFrame(columns=["data", "method", "overrides", "fraction", "n"])])
     used = pd.concat([t[t["method"].isin(found["method"]) & t["overrides"].isin(["", override])] for t in tables.values()] or [pd.DataFrame()])
     return _lined_up(found, used, [m for m in LISTED if m in set(found["method"])])
 
