@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'pearson', 'pearson_distance_correlation', 'spearman', 'probability_error', 'reliability',
-           'calibration_error', 'strength_log_likelihood', 'measures']
+           'calibration_error', 'strength_log_likelihood', 'all_measures']
 
 # %% ../nbs/02_metrics.ipynb #cell-002
 import numpy as np
@@ -158,7 +158,7 @@ def strength_log_likelihood(
     return _plain(np.where(np.isnan(s).any(-1), np.nan, (w - tail).sum(-1)))
 
 # %% ../nbs/02_metrics.ipynb #cell-048
-def measures(
+def all_measures(
     true_u1, # (n,) or (models, n) true utility of the first item
     true_u2, # (n,) or (models, n)
     pred_u1, # (n,) or (models, n)

@@ -7,10 +7,10 @@ import pytest
 from llama import save_multipref
 
 from responserank.llm import trainer as T
-from responserank.llm.methods import METHODS, OPTIMISER, PRESETS, PUBLISHED, resolve
+from responserank.llm.methods import METHODS, _OPTIMIZER_FIELDS, PRESETS, PUBLISHED_METHODS, resolve_settings
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=400 batch_size=16"
-OWN = sorted(set(METHODS) - set(PUBLISHED))
+OWN = sorted(set(METHODS) - set(PUBLISHED_METHODS))
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,10 @@ def shared_work(sources):
     """Read each source, train its tokenizer and tokenise it once; stop after three steps."""
     with pytest.MonkeyPatch.context() as patch:
         read, table, tokenizers, tokens, arguments = {}, T.simulated_table, {}, {}, T.training_arguments
-        load, make, cut = T.load_data, T.load_tokenizer, T.tokenise
+        load, make, cut = T._load_data, T.load_tokenizer, T.tokenise
         patch.setattr(T, "simulated_table", lambda: table(n=160))
-        patch.setattr(T, "SIMULATED_TEST", 32)
-        patch.setattr(T, "load_data", lambda data: read[data] if data in read else read.setdefault(data, load(data)))
+        patch.setattr(T, "_SIMULATED_TEST", 32)
+        patch.setattr(T, "_load_data", lambda data: read[data] if data in read else read.setdefault(data, load(data)))
         patch.setattr(T, "load_tokenizer", lambda s, texts: tokenizers.get(len(texts)) or tokenizers.setdefault(len(texts), make(s, texts)))
         patch.setattr(T, "tokenise", lambda t, tok, n: tokens[id(tok)] if id(tok) in tokens else tokens.setdefault(id(tok), cut(t, tok, n)))
 
@@ -58,29 +58,29 @@ def same(value, text):
     except (TypeError, ValueError): return value == text
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", PUBLISHED_METHODS)
 @pytest.mark.parametrize("data", ["simulated", "multipref"])
 def test_a_published_method_starts_and_takes_three_steps(data, method, sources, published, tmp_path):
-    def go(**kwargs): return T.run(method, data=sources[data], out=tmp_path, wandb_mode="disabled", overrides=SMALL, **kwargs)
+    def go(**kwargs): return T.train_once(method, data=sources[data], out=tmp_path, wandb_mode="disabled", overrides=SMALL, **kwargs)
     if data == "multipref": assert go(dry_run=True).metrics["status"] == "dry_run"
     result = go()
     assert result.metrics["train"]["steps"] == 3 and np.isfinite(result.curve.loss.dropna()).all() and np.isfinite(result.curve.grad_norm.dropna()).all()
     written = json.loads((result.folder / "metrics.json").read_text())["settings"]
-    wrong = {k: (written[k], v) for k, v in published[method].items() if k not in OPTIMISER and not same(written[k], v)}
+    wrong = {k: (written[k], v) for k, v in published[method].items() if k not in _OPTIMIZER_FIELDS and not same(written[k], v)}
     assert not wrong
 
 
 @pytest.mark.parametrize("method", OWN)
 def test_a_method_for_your_own_data_takes_three_steps(method, sources, tmp_path):
-    result = T.run(method, data=sources["pairs"], out=tmp_path, wandb_mode="disabled", overrides=SMALL)
+    result = T.train_once(method, data=sources["pairs"], out=tmp_path, wandb_mode="disabled", overrides=SMALL)
     assert result.metrics["train"]["steps"] == 3 and np.isfinite(result.curve.loss.dropna()).all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_settings_of_all_methods_in_every_preset(preset, published):
-    assert len(published) == 60 and sorted(published) == sorted(PUBLISHED)
+    assert len(published) == 60 and sorted(published) == sorted(PUBLISHED_METHODS)
     for method, row in published.items():
-        written = json.loads(json.dumps(T.describe_run(method, preset, "simulated", 1.0, 0, None, resolve(method, preset))["settings"]))
-        held = {k: v for k, v in row.items() if preset == "paper" or k not in OPTIMISER}
+        written = json.loads(json.dumps(T._describe_run(method, preset, "simulated", 1.0, 0, None, resolve_settings(method, preset))["settings"]))
+        held = {k: v for k, v in row.items() if preset == "paper" or k not in _OPTIMIZER_FIELDS}
         assert not {k: (written[k], v) for k, v in held.items() if not same(written[k], v)}, method
         if preset == "paper": assert (written["bf16"], written["gradient_checkpointing"], written["max_length"]) == (True, True, 1024)

@@ -21,7 +21,7 @@ SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_siz
 def go(pairs, tmp_path):
     def run(out, overrides="", **kwargs):
         if "epochs=" not in overrides: overrides += " epochs=3"
-        return T.run("rr", **dict(data=str(pairs), out=tmp_path / out, wandb_mode="disabled", overrides=f"{SMALL} {overrides}") | kwargs)
+        return T.train_once("rr", **dict(data=str(pairs), out=tmp_path / out, wandb_mode="disabled", overrides=f"{SMALL} {overrides}") | kwargs)
     return run
 
 
@@ -36,7 +36,7 @@ class Stop(T.TrainerCallback):
 def stopping(monkeypatch, step):
     @contextlib.contextmanager
     def log(*args, **kwargs): yield [Stop(step)]
-    monkeypatch.setattr(T, "wandb_log", log)
+    monkeypatch.setattr(T, "_wandb_log", log)
 
 
 def same(one, two):

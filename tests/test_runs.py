@@ -22,29 +22,9 @@ import pytest
 import waiting
 
 from responserank import runs
-from responserank.runs import (
-    Interrupted,
-    UserError,
-    canonical_json,
-    check_name,
-    claim_run,
-    coerce,
-    collect_runs,
-    content_hash,
-    derive_seed,
-    git_state,
-    group_name,
-    interruptible,
-    parse_overrides,
-    read_json,
-    rng,
-    run_folder,
-    run_status,
-    with_overrides,
-    write_csv,
-    write_json,
-    write_text,
-)
+from responserank.runs import Interrupted, claim_run, collect_runs, group_name, interruptible, run_folder, run_status
+from responserank.settings import UserError, check_name, coerce, parse_overrides, with_overrides
+from responserank.files import canonical_json, content_hash, derive_seed, git_state, read_json, rng, write_csv, write_json, write_text
 
 fork = multiprocessing.get_context("fork")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl")

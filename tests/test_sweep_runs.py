@@ -14,9 +14,12 @@ import psutil
 import pytest
 import waiting
 
-from responserank.llm.sweep import Sweep, collect, grid, standing, sweep
-from responserank.llm.trainer import run
-from responserank.runs import UserError, claim_run, read_json, run_status, write_text
+from responserank.llm.sweep import _Sweep, sweep_grid, status_table, sweep
+from responserank.llm.collect import collect
+from responserank.llm.trainer import train_once
+from responserank.settings import UserError
+from responserank.runs import claim_run, run_status
+from responserank.files import read_json, write_text
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
 SCRIPT = str(Path(sys.executable).with_name("responserank"))
@@ -61,7 +64,7 @@ def states(out): return sorted(run_status(p.parent)[0] for p in out.glob("*/*/*/
 def test_finished_is_skipped_corrupt_is_repaired_mistakes_are_not_repeated(root, pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.setenv("IN_TEST", "1")  # as under nbdev_test: a run must not shrink for it
-    runs = grid("bt,rr,rr_stated", "1", "0-1", data=str(pairs), overrides=f"{SMALL} epochs=1")
+    runs = sweep_grid("bt,rr,rr_stated", "1", "0-1", data=str(pairs), overrides=f"{SMALL} epochs=1")
     done, broken = tmp_path / runs.run[0], tmp_path / runs.run[1]
     with claim_run(done) as claim: claim.finish({"eval": {"accuracy": .5}})
     before = (done / "metrics.json").stat().st_mtime_ns
@@ -126,8 +129,8 @@ def test_two_sweeps_share_a_grid(root, pairs, tmp_path):
 
 
 def test_what_another_worker_is_at_is_left_to_it(pairs, tmp_path):
-    runs = grid("bt", "1", "0-1", data=str(pairs), overrides=SMALL)
-    state = Sweep(runs, tmp_path, 1, print)
+    runs = sweep_grid("bt", "1", "0-1", data=str(pairs), overrides=SMALL)
+    state = _Sweep(runs, tmp_path, 1, print)
     with claim_run(tmp_path / runs.run[0]) as claim:
         assert state.next()["run"] == runs.run[1] and state.elsewhere == [runs.run[0]]
         state.ended(runs.run[0], 0, {}, 1.0)
@@ -139,7 +142,7 @@ def test_what_another_worker_is_at_is_left_to_it(pairs, tmp_path):
 
 def test_a_wheel_has_no_notebooks(pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runs = grid("bt", "1", "0", data=str(pairs), overrides=f"{SMALL} epochs=1")
+    runs = sweep_grid("bt", "1", "0", data=str(pairs), overrides=f"{SMALL} epochs=1")
     assert list(sweep(runs, "runs", 1, wandb_mode="disabled", warm=False).status) == ["finished"]
     assert sorted(os.listdir(tmp_path / "runs" / runs.run[0])) == ["curve.csv", "metrics.json", "predictions.csv"]
 
@@ -147,8 +150,8 @@ def test_a_wheel_has_no_notebooks(pairs, tmp_path, monkeypatch):
 # ---- a full disk ---------------------------------------------------------------------------------------------------
 
 def test_nothing_is_begun_on_a_full_disk(pairs, tmp_path):
-    runs = grid("bt", "1", "0-2", data=str(pairs), overrides=SMALL)
-    state = Sweep(runs, tmp_path, 1, lambda line: None)
+    runs = sweep_grid("bt", "1", "0-2", data=str(pairs), overrides=SMALL)
+    state = _Sweep(runs, tmp_path, 1, lambda line: None)
     run = state.next()["run"]
     state.ended(run, 0, dict(kind="OSError", text="OSError: [Errno 28] No space left on device: 'curve.csv'"), 1.0)
     assert state.full and state.next() is None and state.ends[run]["status"] == "failed"
@@ -187,23 +190,23 @@ def test_a_bad_sweep_starts_nothing(more, says, pairs, tmp_path, monkeypatch):
 
 
 def test_no_workers(pairs):
-    with pytest.raises(UserError, match="at least one"): sweep(grid("bt", "1", "0", data=str(pairs)), workers=0)
+    with pytest.raises(UserError, match="at least one"): sweep(sweep_grid("bt", "1", "0", data=str(pairs)), workers=0)
 
 
 def test_dry_run_counts_and_notes_are_waiting(pairs, tmp_path):
     from responserank.llm.sweep import grid_lines, note_grid
-    runs = grid("bt,rr", "0.5,1", "0-1", data=str(pairs), overrides=SMALL)
+    runs = sweep_grid("bt,rr", "0.5,1", "0-1", data=str(pairs), overrides=SMALL)
     with claim_run(tmp_path / runs.run[0]) as claim: claim.finish({"seconds": {"total": 9}})
     assert grid_lines(runs, tmp_path)[-1] == "8 runs, 1 finished, 7 to do; finished ones took 9 s each"
     note_grid(runs, tmp_path, "")
     write_text(tmp_path / "sweep-bad.json", "{")
-    assert standing(tmp_path).status.value_counts().to_dict() == {"waiting": 7, "finished": 1}
+    assert status_table(tmp_path).status.value_counts().to_dict() == {"waiting": 7, "finished": 1}
 
 
 # ---- wandb -------------------------------------------------------------------------------------------------------
 
 def test_offline_runs_can_be_synced_and_collected_under_the_same_names(pairs, tmp_path):
-    result = run("rr", data=str(pairs), out=tmp_path, seed=3, overrides=f"{SMALL} epochs=1 rank_weight=0.5", wandb_mode="offline")
+    result = train_once("rr", data=str(pairs), out=tmp_path, seed=3, overrides=f"{SMALL} epochs=1 rank_weight=0.5", wandb_mode="offline")
     logs = list(result.folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 1
     inspect = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect"]

@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from responserank.cli import main
-from responserank.runs import UserError
+from responserank.settings import UserError
 from responserank.synthetic import study as module
 from responserank.synthetic.data import DATASETS
 from responserank.synthetic.learners import LEARNERS, fit_chunk
-from responserank.synthetic.study import MINI, SIZES, Study, chunks, computed, part_file, parts_folder, read_study, run_study, summarise
+from responserank.synthetic.study import MINI, SIZES, Study, _chunks, _compute_chunks, _part_file, _parts_folder, read_study, run_study, _summarize_trials
 from waiting import wait_for
 
 SMALL = dict(datasets="stochastic,drift_diffusion", learners="bt,rr", trials=5, sizes="0.5,1.0", seed=3)
@@ -45,7 +45,7 @@ def test_tables(whole):
 
 
 def test_chunks_and_workers_change_nothing(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "chunks", lambda study, members=60: chunks(study, members=4))
+    monkeypatch.setattr(module, "_chunks", lambda study, members=60: _chunks(study, members=4))
     result = run_study(**SMALL, out=tmp_path, workers=2)
     pd.testing.assert_frame_equal(result.fits, whole[0].fits, check_exact=True)
     assert contents(tmp_path) == contents(whole[1])
@@ -66,10 +66,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     child.send_signal(signal.SIGKILL)
     child.wait()
     done = list(parts.glob("*/[!.]*.csv"))
-    assert child.returncode == -signal.SIGKILL and 0 < len(done) < len(chunks(read_study(**settings))) == 4 and not (tmp_path / "a/trials.csv.gz").exists()
+    assert child.returncode == -signal.SIGKILL and 0 < len(done) < len(_chunks(read_study(**settings))) == 4 and not (tmp_path / "a/trials.csv.gz").exists()
     done[0].with_name("stochastic-99-99.csv").write_text("half a fi")  # rubbish beside the parts is no part
     seen = []
-    monkeypatch.setattr(module, "computed", lambda jobs, workers, **more: seen.extend(jobs) or computed(jobs, workers, **more))
+    monkeypatch.setattr(module, "_compute_chunks", lambda jobs, workers, **more: seen.extend(jobs) or _compute_chunks(jobs, workers, **more))
     run_study(**settings, out=tmp_path / "a", workers=1)
     assert len(seen) == 4 - len(done)  # the finished chunks were not computed again
     run_study(**settings, out=tmp_path / "b", workers=1)
@@ -78,8 +78,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
 
 def test_a_broken_part_is_computed_again(whole, tmp_path):
     study = read_study(**SMALL)
-    for i, job in enumerate(chunks(study)):
-        path = part_file(parts_folder(study, tmp_path), job)
+    for i, job in enumerate(_chunks(study)):
+        path = _part_file(_parts_folder(study, tmp_path), job)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("" if i else "\0\0")
     run_study(**SMALL, out=tmp_path, workers=1)
@@ -219,7 +219,7 @@ def test_an_unlucky_trial_is_named(tmp_path):
 
 
 def test_summary_of_one_trial_has_no_spread():
-    table = summarise(fit_chunk("stochastic", [0], ["bt"]))
+    table = _summarize_trials(fit_chunk("stochastic", [0], ["bt"]))
     assert table["std"].isna().all() and table["ci95"].isna().all() and (table["count"] == 1).all()
 
 
