@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def install(*words) -> subprocess.CompletedProcess:
     """Install with uv, from its cache where the cache has everything."""
     done = run(UV, "pip", "install", "--offline", *words)
     return done if done.returncode == 0 else run(UV, "pip", "install", *words)
+
+
+def borrow_torch(site_packages: Path):
+    """Link the build of torch that is here into another environment, which would else fetch one of its own."""
+    for part in {file.parts[0] for file in metadata.files("torch")} - {".."}:
+        there = Path(metadata.distribution("torch").locate_file(part))
+        if part.endswith(".dist-info"): shutil.copytree(there, site_packages / part)  # installers overlook linked ones
+        else: (site_packages / part).symlink_to(there)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +50,11 @@ def environment(root, wheel, tmp_path_factory) -> Path:
     """Install the wheel, without extras, into an empty environment."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
     assert run(UV, "venv", "--python", sys.executable, folder).returncode == 0
+    borrow_torch(next(folder.glob("lib/python*/site-packages")))
     pins = folder / "constraints.txt"
     pins.write_text(run(sys.executable, root / "tests/constraints.py", root / "requirements.lock").stdout)
     done = install("--python", folder / "bin/python", "-c", pins, wheel)
-    if done.returncode and "network" in done.stderr.lower() + "network" * ("connect" in done.stderr.lower()): pytest.skip("no registry here")
+    if done.returncode and "error sending request" in done.stderr: pytest.skip("no package registry can be reached")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
