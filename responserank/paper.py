@@ -361,7 +361,6 @@ def rebuild_paper(
 ) -> pd.DataFrame: # the manifest
     "Rebuild every figure, table and number of the paper, and hold own runs against the published ones."
     root = repo_root()
-    if not (root / "results" / "published").is_dir(): raise UserError("the published runs are in results/published of a checkout of responserank: go there")
     if latex and (lacking := [c for c in ("latex", "dvipng") if not shutil.which(c)]): raise UserError(f"latex: {' and '.join(lacking)} not installed (Debian: texlive-latex-extra cm-super dvipng)")
     out, results = root / out, root / results
     theirs, own = _published_sources(), _own_sources(results)

@@ -21,7 +21,7 @@ from .batches import cohesion, pack_rows
 from .methods import METHOD_LABELS, METHODS, PUBLISHED_METHODS
 from .preferences import agreements, text_length
 from ..settings import UserError, nearest_names
-from ..files import repo_root, rng
+from ..files import published_folder, repo_root, rng
 from ..statistics import format_number, format_p, format_points, format_share, format_var_p, paired_comparison, paired_table
 from ..strata import length_buckets
 
@@ -91,17 +91,13 @@ def check_runs(
 # %% ../../nbs/28_llm_results.ipynb #cell-008
 _REQUIRED_COLUMNS = [*_RUN_KEYS, "run_state", "multipref_accuracy", "non_singleton_fraction", "avg_fragment_size"]
 
-def _published_file(name: str) -> Path: # in results/published of this checkout
-    "Return the path of one of the published tables."
-    return repo_root() / "results" / "published" / name
-
 def read_llm_runs(
     path: str | Path | None = None, # None: the published runs
     metrics: list[str] | None = None, # measures that every run must have; None: all that the paper shows
     apart: list[str] = (), # further columns that tell runs apart, such as preset and data in own tables
 ) -> pd.DataFrame: # finished runs, checked
     "Read a table of runs, keep the finished ones, then check them."
-    path = Path(path or _published_file("llm_runs.csv.gz"))
+    path = Path(path or published_folder() / "llm_runs.csv.gz")
     if not path.exists(): raise UserError(f"{path}: no such table of runs")
     runs, metrics = pd.read_csv(path), [*_METRICS, *_CATEGORIES] if metrics is None else metrics
     if "overrides" in apart: runs["overrides"] = runs["overrides"].fillna("") if "overrides" in runs else ""

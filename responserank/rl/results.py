@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..artefacts import Artefact, average_cells, with_provenance
 from ..settings import UserError
-from ..files import repo_root, write_csv
+from ..files import published_folder, write_csv
 from ..statistics import bootstrap_interval, interquartile_mean
 
 # %% ../../nbs/33_rl_results.ipynb #cell-005
@@ -74,7 +74,7 @@ def read_control(
     folder: str | Path | None = None, # with runs.csv and reward_models.csv; None: the published tables
 ) -> ControlRuns:
     "Read the runs of a control study and check them."
-    published = repo_root() / "results" / "published"
+    published = published_folder()
     paths = [[published / f"{p}_runs.csv" for p in _PUBLISHED_FILES], [published / f"{p}_rew_model_data.csv" for p in _PUBLISHED_FILES]] if folder is None else \
             [[Path(folder) / "runs.csv"], [Path(folder) / "reward_models.csv"]]
     for p in sum(paths, []):
