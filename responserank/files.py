@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['json_default', 'canonical_json', 'derive_seed', 'rng', 'atomic_path', 'write_text', 'write_csv', 'write_json',
-           'read_json', 'content_hash', 'repo_root', 'library_versions', 'git_state']
+           'read_json', 'content_hash', 'repo_root', 'library_versions', 'git_state', 'published_folder']
 
 # %% ../nbs/04b_files.ipynb #cell-002
 import contextlib, dataclasses, gzip, hashlib, json, math, os
 import subprocess, sys, typing, uuid
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +148,13 @@ def git_state() -> dict: # commit, dirty, diff (8 digits of its hash); all None 
     diff = _git("diff", "HEAD", "--", ":/responserank") or ""
     return {"commit": (_git("rev-parse", "HEAD") or "").strip() or None, "dirty": bool(diff),
             "diff": hashlib.sha256(diff.encode()).hexdigest()[:8] if diff else None}
+
+# %% ../nbs/04b_files.ipynb #published-1
+def published_folder() -> Path: # with llm_runs.csv.gz, synthetic_trials.csv.gz, …
+    "Return the folder of the published tables: this checkout's, or else the one that came with the package."
+    package = Path(str(resources.files("responserank")))
+    places = [repo_root() / "results" / "published", package / "published", package.parent / "results" / "published"] # the last: an editable install
+    found = next((p for p in places if (p / "llm_runs.csv.gz").is_file()), None)
+    if found is None: raise UserError("the published tables (results/published) are neither in a checkout around this folder nor in the installed package")
+    return found
+

@@ -48,7 +48,6 @@ def test_every_command_has_help_with_an_example(command):
     (["methods", "extra"], "extra"),
     (["collect", "--control"], "--wandb ENTITY/PROJECT"),
     (["collect", "--control", "--wandb", "control"], "ENTITY/PROJECT"),
-    (["paper"], "results/published"),
     (["paper", "--dpi", "5"], "dpi"),
 ])
 def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, monkeypatch):
