@@ -343,8 +343,8 @@ def _collect_command(runs: str, wandb: str | None, control: bool, out: str | Non
     """
     if control:
         if not wandb: raise click.UsageError("--control needs --wandb ENTITY/PROJECT")
-        from responserank.rl.results import collect_into
-        for line in collect_into(wandb, out or "results/rl_control"): click.echo(line, err=line.startswith("skipped"))
+        from responserank.rl.results import collect_control_runs
+        for line in collect_control_runs(wandb, out or "results/rl_control"): click.echo(line, err=line.startswith("skipped"))
         return
     out = out or "results/llm/runs.csv"
     from responserank.llm.collect import collect as collect_llm

@@ -42,21 +42,21 @@ def _published_sources() -> list[Source]:
     return [Source("published", part, read(), artefacts) for part, (read, artefacts) in _STUDIES.items()]
 
 # %% ../nbs/40_paper.ipynb #cell-007
-def _retitled(runs, rows, titles, **take):
+def _rename_panels(runs, rows, titles, **take):
     points = rows(runs, **take)
     if "panel" not in points: return points
     written = points.assign(panel=points["panel"].replace(titles))
     written.attrs = points.attrs
     return written
 
-_SPECIAL = [*llm.SIDE_BY_SIDE[1:], *llm.HYPERPARAMETER_ARTEFACTS, *llm.NOISE_ARTEFACTS] # figures about a few methods
+_FEW_METHODS_ARTEFACTS = [*llm.SIDE_BY_SIDE_ARTEFACTS[1:], *llm.HYPERPARAMETER_ARTEFACTS, *llm.NOISE_ARTEFACTS] # figures about a few methods
 
 def _methods_of(artefact: Artefact) -> set[str]:
     "Say which methods a figure asks for."
     take = artefact.params
     return {*take.get("methods", ()), *(m for pair in take.get("settings", {}).values() for m in pair), *(m for line in take.get("lines", {}).values() for m in line.values())}
 
-def _nothing_new(runs, **take):
+def _no_new_methods(runs, **take):
     points = with_provenance(pd.DataFrame(columns=["n"]), runs[:0])
     points.attrs.update(status="nothing new", note="none of its own methods has runs")
     return points
@@ -68,8 +68,8 @@ def _own_artefacts(
 ) -> list[Artefact]:
     "Fit the rows for the published runs to own ones."
     rows = [a for a in artefacts if a.name != "dose_response"]
-    old = lambda a: methods is not None and a in _SPECIAL and not (_methods_of(a) & methods) - set(llm.HEADLINE_METHODS)
-    return [replace(a, claim="", rows=_nothing_new if old(a) else functools.partial(_retitled, rows=a.rows, titles={"MultiPref": data})) for a in rows]
+    old = lambda a: methods is not None and a in _FEW_METHODS_ARTEFACTS and not (_methods_of(a) & methods) - set(llm.HEADLINE_METHODS)
+    return [replace(a, claim="", rows=_no_new_methods if old(a) else functools.partial(_rename_panels, rows=a.rows, titles={"MultiPref": data})) for a in rows]
 
 # %% ../nbs/40_paper.ipynb #split-02
 def _own_llm_sources(path: Path) -> list[Source]: # one per preset and data set
@@ -95,16 +95,16 @@ def _own_sources(
 # %% ../nbs/40_paper.ipynb #cell-010
 _COMPARED_COLUMNS = ["part", "cell", "measure", "published_mean", "published_sd", "published_ci95", "published_n", "own_mean", "own_sd", "own_ci95", "own_n"]
 
-def _named(found): # cells as chapter 13 lists them
+def _name_cells(found): # cells as chapter 13 lists them
     return found.assign(part="synthetic", ci95=half_width(found["sd"], found["n"]), cell=found["dataset"] + " / " + found["learner"] + " / " + found["size"].map("{:g}".format))
 
 def _synthetic_cells(fits: synthetic.Fits) -> pd.DataFrame: # cell, measure, mean, sd, ci95, n
     "List the cells of a synthetic study."
-    return _named(synthetic.study_cells(fits))
+    return _name_cells(synthetic.study_cells(fits))
 
 def _own_cells(fits: synthetic.Fits, folder: Path) -> pd.DataFrame: # the same; folder: where the study wrote its summary, which may cover more trials than it keeps
     "List the cells of an own study."
-    return _named(synthetic.read_cells(folder)) if (folder / "summary.csv").exists() else _synthetic_cells(fits)
+    return _name_cells(synthetic.read_cells(folder)) if (folder / "summary.csv").exists() else _synthetic_cells(fits)
 
 def _llm_cells(runs: pd.DataFrame) -> pd.DataFrame:
     "List the cells of a language-model study."
@@ -113,7 +113,7 @@ def _llm_cells(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _control_cells(control: rl.ControlRuns) -> pd.DataFrame:
     "List the cells of a control study."
-    found = pd.concat([rl.outcomes(control, m).assign(measure=m) for m in ("max", "final", "val_accuracy")])
+    found = pd.concat([rl.outcome_points(control, m).assign(measure=m) for m in ("max", "final", "val_accuracy")])
     return found.assign(part="control", cell=found["env"] + " / noise " + found["noise"].map("{:g}".format) + " / " + found["method"])
 
 # %% ../nbs/40_paper.ipynb #cell-011
@@ -179,7 +179,7 @@ def _methods_side_by_side(
 # %% ../nbs/40_paper.ipynb #cell-018
 _DATASET_FOLDERS = {"MultiPref": "multipref", "arguments": "ukpconvarg1", "simulated annotators": None}
 
-def _annotations_at_hand(
+def _read_annotations(
     data: Path, # a folder that may hold the data sets
 ) -> dict[str, pd.DataFrame | None]: # data set → its annotations; None: not at hand
     "Read the annotated data sets that are there."
@@ -194,7 +194,7 @@ def _all_dataset_statistics(
     cache: Path, # results/llm/dataset_statistics.csv
 ) -> pd.DataFrame: # as `dataset_statistics` returns it
     "Correlate signals in the data sets at hand; for the others use what was computed before."
-    found = llm.dataset_statistics(_annotations_at_hand(data))
+    found = llm.dataset_statistics(_read_annotations(data))
     if not cache.exists(): return found
     old = pd.read_csv(cache, keep_default_na=True).fillna({"status": ""})
     known = set(old.loc[old["annotations"] > 0, "data"]) & set(found.attrs["missing"])
@@ -211,23 +211,23 @@ class Comparison(NamedTuple):
     cache: Path # statistics of data sets computed before
     own: dict # data → own language-model runs, as `llm.read_own` returns them
 
-def _reproduced(c: Comparison): return _reproduction_points(c.compared)
-def _beside(c: Comparison): return _methods_side_by_side(c.sources)
-def _gains(c: Comparison, **take): return llm.gain_points({"MultiPref": next(s.runs for s in c.sources if s.part == "llm"), **c.own} if c.own else {}, **take)
-def _lighter(c: Comparison): return llm.override_points(c.own)
-def _statistics(c: Comparison): return _all_dataset_statistics(c.data, c.cache)
+def _reproduction_panel(c: Comparison): return _reproduction_points(c.compared)
+def _methods_panel(c: Comparison): return _methods_side_by_side(c.sources)
+def _gains_panel(c: Comparison, **take): return llm.gain_points({"MultiPref": next(s.runs for s in c.sources if s.part == "llm"), **c.own} if c.own else {}, **take)
+def _rank_weight_panel(c: Comparison): return llm.override_points(c.own)
+def _statistics_table(c: Comparison): return _all_dataset_statistics(c.data, c.cache)
 
 _COMPARISONS = [
     Artefact("dataset_statistics", "Spearman's correlation of time, length and agreement: over all annotations, and the median within annotators and within annotator × length bucket.",
-             _statistics, {}, "sheet", {"formats": {name: "+.2f" for name in llm.WITHIN}}),
-    Artefact("reproduction_qq", "Own synthetic trials against the published ones: t values of all cells, against the normal quantiles they would have if both studies did the same.", _reproduced, {}, "qq",
+             _statistics_table, {}, "sheet", {"formats": {name: "+.2f" for name in llm.CORRELATION_STRATA}}),
+    Artefact("reproduction_qq", "Own synthetic trials against the published ones: t values of all cells, against the normal quantiles they would have if both studies did the same.", _reproduction_panel, {}, "qq",
              {"xlabel": "expected quantile", "ylabel": "t value", "columns": 1, "width": "half", "height": 2.6, "legend_rows": 0}, not_in_paper=True),
-    Artefact("beside_llm", "The same methods on other data: own runs beside the published ones, not tested against them.", _beside, {}, "intervals",
+    Artefact("beside_llm", "The same methods on other data: own runs beside the published ones, not tested against them.", _methods_panel, {}, "intervals",
              {"xlabel": "test accuracy, per cent", "percent": 1, "columns": 3, "share": "y", "height": 1.6, "legend_rows": 0, "labels": llm.FIGURE_LABELS}, not_in_paper=True),
     Artefact("own_gains", "What methods gain over BT with the same seeds: on MultiPref these are the published runs. On simulated annotators agreement and consensus gain at every share of the data, and so do soft labels, which the published code ignored; shuffled ranks cost, and response times gain nothing.",
-             _gains, {}, "forest", {"xlabel": "gain over BT, points", "percent": 0, "columns": 3, "share": "both", "height": 2.3, "legend_rows": 0}, not_in_paper=True),
+             _gains_panel, {}, "forest", {"xlabel": "gain over BT, points", "percent": 0, "columns": 3, "share": "both", "height": 2.3, "legend_rows": 0}, not_in_paper=True),
     Artefact("own_rank_weight", "A rank weight of a quarter instead of one tends to take back some of the harm of bad ranks, and costs good ones little.",
-             _lighter, {}, "forest", {"xlabel": "rank weight .25 minus 1, points", "percent": 0, "columns": 3, "share": "both", "height": 1.3, "legend_rows": 0}, not_in_paper=True)]
+             _rank_weight_panel, {}, "forest", {"xlabel": "rank weight .25 minus 1, points", "percent": 0, "columns": 3, "share": "both", "height": 1.3, "legend_rows": 0}, not_in_paper=True)]
 
 # %% ../nbs/40_paper.ipynb #cell-022
 _PAGE_SECTIONS = {"synthetic": "Synthetic study", "llm": "Language model", "control": "Control", "comparison": "Ours beside theirs"}
@@ -302,7 +302,7 @@ def _begin(sources, latex_text, dpi): # of a worker
     plt.switch_backend("agg")
     plt.rcParams.update({"savefig.dpi": dpi, "text.usetex": latex_text, **({"font.family": "serif"} if latex_text else {})})
 
-def _job(artefact, name, part, folder):
+def _make_one(artefact, name, part, folder):
     if name != "published": # own runs make what they can
         points = artefact.points(_AT_WORK[name, part]) if artefact.form != "macros" else None
         if points is not None and not (points.attrs.get("rows") and (points["n"] > 0 if "n" in points else points.index >= 0).any()):
@@ -327,10 +327,10 @@ def _make_all(jobs, sources, out, workers, latex_text, dpi):
     if min(workers, len(jobs)) < 2:
         with theme(), plt.rc_context():
             _begin(sources, latex_text, dpi)
-            return [_job(*a) for a in progress(arguments, desc="paper")]
+            return [_make_one(*a) for a in progress(arguments, desc="paper")]
     how = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(workers, multiprocessing.get_context(how), _begin, (sources, latex_text, dpi)) as pool:
-        return [f.result() for f in progress([pool.submit(_job, *a) for a in arguments], desc="paper")]
+        return [f.result() for f in progress([pool.submit(_make_one, *a) for a in arguments], desc="paper")]
 
 # %% ../nbs/40_paper.ipynb #split-07
 def _merged_manifest(

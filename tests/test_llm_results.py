@@ -91,9 +91,9 @@ def test_a_pair_with_other_seeds_is_marked_and_the_rest_stays(runs):
 
 
 def test_tables_have_a_cell_for_everything(runs):
-    cells = results._learner_cells(runs, "rewardbench_v2", [.1, .2, .3, .4, .5])
+    cells = results._fraction_cells(runs, "rewardbench_v2", [.1, .2, .3, .4, .5])
     assert len(cells) == 30 and (cells[cells.method == "rr_randrank_randsize2"].n == 0).all()
-    none = results._learner_cells(runs[runs.method == "bt"], "rewardbench_v2", [.9, 1.0])
+    none = results._fraction_cells(runs[runs.method == "bt"], "rewardbench_v2", [.9, 1.0])
     assert (none.n > 0).sum() == 2 and set(none.attrs["missing"]) == set(results.HEADLINE_METHODS) - {"bt"}
 
 

@@ -102,12 +102,12 @@ def own(tmp_path_factory):
 
 
 def test_own_runs_are_found_and_kept_apart(own):
-    names = [s.name for s in paper.own_sources(own)]
+    names = [s.name for s in paper._own_sources(own)]
     assert names == ["own/synthetic", "own/llm-paper-multipref", "own/llm-tiny-simulated", "own/control"]
 
 
 def test_runs_with_overrides_are_other_methods(own, tmp_path):
-    tiny = next(s for s in paper.own_sources(own) if s.name == "own/llm-tiny-simulated")
+    tiny = next(s for s in paper._own_sources(own) if s.name == "own/llm-tiny-simulated")
     assert len(tiny.runs) == 10 and (tiny.runs["overrides"] == "").all()
     tables = llm.read_own(own / "llm" / "runs.csv")
     found = llm._gains_of_override(tables["simulated"], "rank_weight=0.25")
@@ -123,7 +123,7 @@ def test_runs_with_overrides_are_other_methods(own, tmp_path):
 
 
 def test_own_cells_are_tested_where_the_design_is_the_same(own):
-    found = paper.reproduction(paper.published_sources(), paper.own_sources(own), own)
+    found = paper._reproduction(paper._published_sources(), paper._own_sources(own), own)
     assert found.groupby("part").size().to_dict() == {"synthetic": 432, "control": 24, "llm": 6}
     assert not found["cell"].str.contains("Swimmer").any() # too short to be the same design
     assert not found["t"].isna().any() and found["p"].between(0, 1).all()
