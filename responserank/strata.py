@@ -299,15 +299,15 @@ def stratify(
 # %% ../nbs/01_strata.ipynb #cell-064
 def deal_rankings(
     table: pd.DataFrame, # with rank and stratum
-    settings, # split, ranking_size, allow_ties, cap, and redeal if there is one
+    settings, # dealing, ranking_size, allow_ties, cap, and redeal if there is one
     rng: np.random.Generator, # for random rankings and for dealing anew
 ) -> tuple[pd.DataFrame, dict]: # with ranking
     "Deal the table's comparisons into rankings."
     s, rank = settings, table["rank"].to_numpy(float)
     rank = np.where(table["stratum"].to_numpy() < 0, np.nan, rank)
-    ids = make_rankings(rank, table["stratum"], s.ranking_size, s.split, s.allow_ties, rng, cap=s.cap, redeal=getattr(s, "redeal", False))
+    ids = make_rankings(rank, table["stratum"], s.ranking_size, s.dealing, s.allow_ties, rng, cap=s.cap, redeal=getattr(s, "redeal", False))
     report = dict(step="deal", rows=len(table)) | dealing_report(rank, table["stratum"].to_numpy(), ids)
-    if s.split == "round_robin":
+    if s.dealing == "round_robin":
         known = ~np.isnan(rank)
         line = order_within_strata(rank[known], pd.factorize(table["stratum"][known])[0])
         m = lambda ties, cap: number_of_rankings(line.count, line.widest_tie, s.ranking_size, ties, cap)

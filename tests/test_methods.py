@@ -4,8 +4,9 @@ import dataclasses, io
 import pandas as pd
 import pytest
 
-from responserank.llm.methods import (_BASE_SETTINGS, _PUBLISHED_SETTINGS, METHOD_LABELS, METHODS, _OPTIMIZER_FIELDS, PRESETS, PUBLISHED_METHODS, _RANGES, _MODEL_SHAPE, Settings, _method_differences, methods_csv,
+from responserank.llm.methods import (_BASE_SETTINGS, _PUBLISHED_SETTINGS, METHOD_LABELS, METHODS, _OPTIMIZER_FIELDS, PRESETS, PUBLISHED_METHODS, _RANGES, _MODEL_SHAPE, HASHED_NAMES, Settings, _method_differences, methods_csv,
                                       methods_table, resolve_settings)
+from responserank.llm.trainer import data_hash, run_group
 from responserank.settings import UserError
 
 TINY = {k: PRESETS["tiny"][k] for k in _MODEL_SHAPE}
@@ -64,7 +65,32 @@ def test_precedence():
 def test_identity_leaves_the_fraction_out():
     a, b = (dataclasses.replace(resolve_settings("rr_agree"), fraction=f) for f in (0.1, 1.0))
     assert a != b and a.identity() == b.identity() and "fraction" not in a.identity()
-    assert set(a.identity()) == {f.name for f in dataclasses.fields(Settings)} - {"fraction"}
+    assert set(a.record()) == {f.name for f in dataclasses.fields(Settings)} - {"fraction"}
+
+
+@pytest.mark.parametrize("method, data, group", [
+    ("bt", "simulated", "bt-7afe703b"), ("rr_agree", "ukpconvarg1", "rr_agree-a47ce600"),
+    ("rr_randrank_randsize2", "simulated", "rr_randrank_randsize2-3a59c14b")])
+def test_committed_runs_keep_their_group(method, data, group, root, shared):
+    """Renaming a field, or adding one, must not change the hash that names a run's folder."""
+    runs = pd.read_csv(root / "results/llm/runs.csv", keep_default_na=False)
+    assert runs[(runs["method"] == method) & (runs["data"] == data) & (runs["overrides"] == "")]["group"].unique().tolist() == [group]
+    hashed = data_hash(data if data == "simulated" else str(shared / "data" / data))
+    assert run_group(method, "tiny", resolve_settings(method), hashed) == group
+
+
+def test_a_field_that_is_new_is_hashed_where_it_differs():
+    @dataclasses.dataclass(frozen=True)
+    class Later(Settings):
+        margin: float = 0.0
+    old, usual, other = Settings(**TINY).identity(), Later(**TINY).identity(), Later(**TINY, margin=0.5).identity()
+    assert usual == old and other == old | dict(margin=0.5)
+
+
+def test_hashed_names_are_the_first_release_s():
+    """`split` and the like may not be tidied away: every run folder is named by them."""
+    assert HASHED_NAMES["dealing"] == "split" and len(set(HASHED_NAMES.values())) == len(HASHED_NAMES) == 55
+    assert "dealing" not in resolve_settings("bt").identity() and resolve_settings("rr_randrank_randsize2").identity()["split"] == "random"
 
 
 def test_settings_survive_json():

@@ -14,7 +14,7 @@ from responserank.rankings import arrange
 from responserank.strata import (concordance, deal, deal_rankings, drop_ranks, inversions, length_buckets, order_within_strata, make_rankings, shuffle_ranks,
                                  shuffle_within, stratify)
 
-SETTINGS = dict(drop_rank_fraction=0, keep_category=None, strata="global", length_buckets=None, split="round_robin", ranking_size=2,
+SETTINGS = dict(drop_rank_fraction=0, keep_category=None, strata="global", length_buckets=None, dealing="round_robin", ranking_size=2,
                 allow_ties=False, cap=None, rank_noise=0)
 
 

@@ -22,7 +22,7 @@ def command(*words): return CliRunner().invoke(main, [str(w) for w in words])
 
 
 def facts_of(method="bt", seed=0, fraction=.3, overrides="", data="simulated", **more):
-    settings = resolve_settings(method, "tiny", overrides).identity()
+    settings = resolve_settings(method, "tiny", overrides).record()
     return dict(method=method, preset="tiny", data=data, fraction=fraction, seed=seed, settings=settings,
                 group=group_name(method, settings, "tiny", data)) | more
 
@@ -198,7 +198,7 @@ def test_a_dead_worker_is_an_interrupted_run(tmp_path):
     ("rr_agree", "rank_weight=0.25"), ("bt", "epochs=2"), ("rr", "cap=none ranking_size=all"), ("rr_agree", "rank_noise=random ties=breslow"),
     ("bt", "learning_rate=1.5e-05 model='a b' bf16=true hidden_size=128 num_heads=8")])
 def test_overrides_can_be_given_again(method, overrides):
-    text = _override_text(facts_of(method, overrides=overrides) | dict(settings=resolve_settings(method, "tiny", overrides).identity()))
+    text = _override_text(facts_of(method, overrides=overrides) | dict(settings=resolve_settings(method, "tiny", overrides).record()))
     assert resolve_settings(method, "tiny", text) == resolve_settings(method, "tiny", overrides)
     assert len(text.split("=")) == len(overrides.split("="))
 

@@ -14,7 +14,7 @@ from ..runs import (NOT_HASHED, error_line, progress,
                                run_folder, resolve_status)
 from ..settings import UserError, nearest_names
 from ..files import repo_root, write_csv
-from .methods import Settings, resolve_settings
+from .methods import Settings, current_names, resolve_settings
 from .sweep import data_name, run_folders
 
 # %% ../../nbs/27c_llm_collect.ipynb #cell-046
@@ -26,7 +26,7 @@ def _as_text(value: object) -> str: # as `parse_overrides` reads it
 
 def _override_text(metrics: dict) -> str: # "epochs=2 rank_weight=0.25"; empty for the method as it is
     "Write in which settings a run differs from its method under its preset."
-    given, usual = metrics["settings"], resolve_settings(metrics["method"], metrics["preset"]).identity()
+    given, usual = current_names(metrics["settings"]), resolve_settings(metrics["method"], metrics["preset"]).record()
     read = next((s for s in (metrics.get("data_report") or {}).get("steps", []) if s.get("step") == "read"), {})
     fixed = {k for k in ("test_size", "split_by") if read.get(k) is not None and given.get(k) in (read[k], usual.get(k))}
     changed = {k: v for k, v in given.items() if k not in {*NOT_HASHED, *fixed} and (k not in usual or usual[k] != v)}
@@ -174,7 +174,8 @@ def _unflatten(flat: dict) -> dict: # "eval.accuracy" → {"eval": {"accuracy": 
 
 def _own_metrics(name: str, group: str, config: dict, summary: dict) -> dict: # as in metrics.json
     "Read a run that this project logged."
-    settings = {f.name: config[f.name] for f in fields(Settings) if f.name in config and f.name != "fraction"}
+    known = current_names(config)
+    settings = {f.name: known[f.name] for f in fields(Settings) if f.name in known and f.name != "fraction"}
     known = {k: config[k] for k in ("method", "preset", "data", "fraction", "seed", "model_seed") if k in config}
     return known | dict(group=group, settings=settings) | {k: v for k, v in _unflatten(summary).items() if k in ("eval", "data_report", "train", "seconds")}
 

@@ -371,7 +371,7 @@ def _describe_run(
     "Name a run and record where it comes from."
     group = run_group(method, preset, settings, data_hash(data), model_seed)
     return dict(method=method, preset=preset, data=data, fraction=fraction, seed=seed, model_seed=model_seed, group=group,
-                settings=settings.identity(), versions=library_versions(), git=git_state())
+                settings=settings.record(), versions=library_versions(), git=git_state())
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-040
 @contextlib.contextmanager
