@@ -378,7 +378,7 @@ SIGNAL_ERRORS = [
     (dict(strength="agreement"), made(6).assign(preferences=[np.full(4, 2, np.int8)] * 6), "all 6 ranks are tied"),
     (dict(strength="stated"), made(6).assign(preferences=[np.full(4, 2, np.int8)] * 6), "no preference in the data is slight"),
     (dict(strength="given"), made(6), "no column strength, rank or response_time"),
-    (dict(strength="loudness"), made(6), "strength='loudness': use response_time"),
+    (dict(strength="loudness"), made(6), "unknown strength 'loudness'; known: response_time"),
     (dict(loss="bt", bt_target="given"), made(6), "no column bt_target"),
     (dict(loss="bt", bt_target="agreement"), made(6, votes=1), "just one annotation"),
     (dict(loss="bt", bt_target="mean_preference"), F._from_pairs(pd.DataFrame(pairs())), "ranked pairs carry no votes"),

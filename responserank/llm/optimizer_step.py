@@ -12,22 +12,19 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from ..rankings import bradley_terry_loss, preference_loss
 from ..settings import UserError
 from .batches import PreferenceCollator, RankingBatchSampler, share_among_devices
-from .methods import Settings
+from .methods import LOSSES, Settings
 from .models import evaluate_rewards, score_batch, score_tokens
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-005
 def _batch_loss(
     diff: Tensor, # (n,) predicted differences, chosen minus rejected
     batch: dict, # `rank`, `ranking_id`, `target`, each (n,)
-    settings, # the method: `loss`, `rank_weight`, `tie_mode`, `label_smoothing`
+    settings, # the method: `loss`, and what that loss needs
 ) -> Tensor: # scalar, summed over the comparisons
-    "Sum the method's loss over the comparisons of a batch."
-    if settings.loss == "bt": return bradley_terry_loss(diff, batch["target"], reduction="sum", label_smoothing=settings.label_smoothing)
-    return preference_loss(diff, batch["rank"], batch["ranking_id"], rank_weight=settings.rank_weight, target=batch["target"],
-                           ties=settings.tie_mode, reduction="sum", label_smoothing=settings.label_smoothing)
+    "Sum the method's loss, a row of `LOSSES`, over the comparisons of a batch."
+    return LOSSES[settings.loss](diff, batch, settings)
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-009
 class RankingTrainer(Trainer):

@@ -20,7 +20,7 @@ from ..files import content_hash, git_state, read_json, repo_root, rng, library_
 from .batches import RankingBatchSampler, cohesion
 from .methods import Settings, resolve_settings
 from .models import evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier, score_texts
-from .preferences import STEPS, to_messages, describe_comparisons, prepare_rows, report_table, train_test_split, tokenize
+from .preferences import to_messages, describe_comparisons, prepare_rows, report_table, train_test_split, tokenize
 from .formats import read_preferences
 from .rewardbench import RewardBench, bench_report, check_measured, flat_measures, read_benches
 from .simulated import simulated_table
@@ -126,9 +126,7 @@ class _RedealCallback(TrainerCallback):
         "Deal, and tell the rows and the sampler."
         epoch, table = int((state.epoch or 0) + 1e-6), self.ready.train
         if not epoch: return
-        for stream, step in STEPS.items():
-            anew = [epoch] if stream in ("deal_rankings", "shuffle_ranks") else []
-            table, _ = step(table, self.ready.settings, rng(self.seed, stream, *anew))
+        table, _ = prepare_rows(table, self.ready.settings, self.seed, epoch)
         for row, rank, ranking in zip(self.rows, table["rank"], table.ranking): row.update(rank=rank, ranking=ranking)
         train_dataloader.batch_sampler.ranking = table.ranking.to_numpy()
 
