@@ -144,7 +144,7 @@ def _row_tables() -> dict: # field → table whose rows it may name
     "Return the tables that settings refer to."
     from responserank import strata # here, since these import torch
     from responserank.llm.preferences import BT_TARGETS, SIGNALS
-    return dict(loss=LOSSES, strength=SIGNALS, strata=getattr(strata, "STRATA", None) or strata._STRATA, bt_target=BT_TARGETS)
+    return dict(loss=LOSSES, strength=SIGNALS, strata=strata.STRATA, bt_target=BT_TARGETS)
 
 def _resolve_rows(
     settings: object, # changed in place, while it is being made
