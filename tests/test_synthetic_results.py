@@ -10,7 +10,7 @@ from responserank.synthetic.data import TrialSettings
 from responserank.synthetic.experiments import _TABLE_COLUMNS, EXPERIMENTS, Experiment, _conditions, _run_trials, _experiment_blocks, read_experiment, run_experiment, _run_experiments
 from responserank.synthetic.learners import LEARNERS, fit_chunk
 from responserank.synthetic.results import (SYNTHETIC_ARTEFACTS, EXPERIMENT_ARTEFACTS, _GROUPS, _EXPECTED_TRIALS, study_cells, _check_fits, _comparisons_needed, _error_points, _experiment_points,
-                                            _order_of_learners, _paired_points, read_cells, read_fits, _compare_cells, _learner_tests as compare, _trial_counts, _reproduction_verdict, _weight_points)
+                                            _order_of_learners, _paired_points, read_cells, read_fits, compare_cells, _learner_tests as compare, _trial_counts, _reproduction_verdict, _weight_points)
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,14 @@ WRONG = {
 
 
 def test_the_reproduction_passes_where_both_studies_are_the_same(fits, own):
-    judged = _reproduction_verdict(_compare_cells(study_cells(fits), own))
+    judged = _reproduction_verdict(compare_cells(study_cells(fits), own))
     assert judged["passes"] and judged["cells"] == 432 and not judged["missing"]
     assert "opposite" not in set(_order_of_learners(fits, own)["verdict"])
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_reproduction_fails_on_a_wrong_table(fits, own, wrong):
-    assert not _reproduction_verdict(_compare_cells(study_cells(fits), WRONG[wrong](own)))["passes"]
+    assert not _reproduction_verdict(compare_cells(study_cells(fits), WRONG[wrong](own)))["passes"]
 
 
 def test_the_order_of_learners_sees_a_swap(fits, own):

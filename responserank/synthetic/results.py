@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEARNER_LABELS', 'SYNTHETIC_ARTEFACTS', 'EXPERIMENT_ARTEFACTS', 'Fits', 'read_fits', 'study_cells', 'read_cells',
-           'qq_cells']
+           'compare_cells', 'qq_cells']
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-002
 import itertools
@@ -267,7 +267,7 @@ def read_cells(
     return table[[*_STUDY_CELL, "mean", "sd", "n"]].reset_index(drop=True)
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-039
-def _compare_cells(
+def compare_cells(
     theirs: pd.DataFrame, # key columns, mean, sd, n
     own: pd.DataFrame, # the same
     keys: list[str] = _STUDY_CELL,
@@ -284,7 +284,7 @@ def _reproduction_verdict(table: pd.DataFrame) -> dict: # cells, missing, larges
     return {"cells": len(table), "missing": missing, "largest_t": largest, "share": share, "passes": bool(missing == 0 and largest <= _LARGEST_T and share <= _SHARE)}
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-041
-def qq_cells(table: pd.DataFrame) -> pd.DataFrame: # points of a QQ plot; table: as from `_compare_cells`
+def qq_cells(table: pd.DataFrame) -> pd.DataFrame: # points of a QQ plot; table: as from `compare_cells`
     "Lay t values out against what they would be if nothing differed."
     q, known = qq_points(table["t"], table["df"]), table.dropna(subset="t")
     points = q.assign(panel="", by="", x=q["expected"], y=q["observed"], n=known["n_own"].min())
