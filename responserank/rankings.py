@@ -67,7 +67,8 @@ def _refuse(
     if np.isnan(at(rank, i + 1)):
         raise ValueError(f"{where}: comparison {at(order, i + 1)} has no rank (NaN); it must be alone in its ranking")
     raise ValueError(f"{where}: comparisons {at(order, i)} and {at(order, i + 1)} are tied, "
-                     f"with ranks {at(rank, i):.12g} and {at(rank, i + 1):.12g}; deal them into different rankings or choose ties='arbitrary' or 'breslow'")
+                     f"with ranks {at(rank, i):.12g} and {at(rank, i + 1):.12g}; "
+                     "deal them into different rankings or choose ties='arbitrary' or 'breslow'")
 
 # %% ../nbs/00_rankings.ipynb #cell-018
 def _columns(
@@ -259,7 +260,7 @@ def _fit(
 # %% ../nbs/00_rankings.ipynb #cell-044
 def ranking_loss(
     diff: "ArrayLike | Tensor", # (n,) or (models, n) predicted differences, chosen minus rejected
-    rank: "ArrayLike | Tensor | Arrangement", # lower = stronger, broadcasts against `diff`; NaN only alone in its ranking; or an `Arrangement`
+    rank: "ArrayLike | Tensor | Arrangement", # lower = stronger, broadcasts against `diff`; NaN only alone in its ranking
     ranking_id: "ArrayLike | Tensor | None" = None, # integers, broadcast against `diff`; None: one ranking
     *,
     ties: str = "error", # inside a ranking: "error", "arbitrary" (by position) or "breslow" (unordered)

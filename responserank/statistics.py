@@ -128,8 +128,12 @@ def paired_comparison(
 
 # %% ../nbs/03_statistics.ipynb #cell-024
 def unpaired_from_summaries(
-    mean_first: "float | ArrayLike", sd_first: "float | ArrayLike", n_first: "int | ArrayLike", # numbers or arrays, one entry per cell; sd: sample standard deviation
-    mean_second: "float | ArrayLike", sd_second: "float | ArrayLike", n_second: "int | ArrayLike", # the same for the other side
+    mean_first: "float | ArrayLike", # a number, or an array with one entry per cell
+    sd_first: "float | ArrayLike", # sample standard deviation
+    n_first: "int | ArrayLike", # runs
+    mean_second: "float | ArrayLike", # the same three of the other side
+    sd_second: "float | ArrayLike",
+    n_second: "int | ArrayLike",
     level: float = 0.95, # of the interval
 ) -> pd.DataFrame: # one row per cell: difference, lo, hi, t, df, p
     "Compare means that share no seeds (Welch), from means, standard deviations and counts; second minus first."

@@ -324,7 +324,8 @@ def deal_rankings(
     "Deal the table's comparisons into rankings."
     s, rank = settings, table["rank"].to_numpy(float)
     rank = np.where(table["stratum"].to_numpy() < 0, np.nan, rank)
-    ids = make_rankings(rank, table["stratum"], s.ranking_size, s.dealing, s.allow_ties, rng, cap=s.cap, redeal=getattr(s, "redeal", False))
+    redeal = getattr(s, "redeal", False)
+    ids = make_rankings(rank, table["stratum"], s.ranking_size, s.dealing, s.allow_ties, rng, cap=s.cap, redeal=redeal)
     report = dict(step="deal", rows=len(table)) | dealing_report(rank, table["stratum"].to_numpy(), ids)
     if s.dealing == "round_robin":
         known = ~np.isnan(rank)

@@ -8,7 +8,7 @@ __all__ = ['location', 'read_text', 'read_file', 'silence_loggers', 'hub_error',
 
 # %% ../nbs/06_tables.ipynb #cell-002
 import gzip, io, json, logging, re, tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np
@@ -22,7 +22,7 @@ def location(
     column: str | None = None,
     item: int | None = None, # position inside a list in that cell, from 0; shown from 1
 ) -> str: # "file, row 3, column 'strength'"
-    "Name a place in a table the way every error message does."
+    "Return the text that names a place in a table in every error message."
     parts = [str(name)]
     if row is not None: parts.append(f"row {row + 1}")
     if column is not None: parts.append(f"column '{column}'")
@@ -96,8 +96,8 @@ def read_file(path: Path) -> pd.DataFrame:
 @contextmanager
 def silence_loggers(
     *loggers: str, # names; "huggingface_hub" warns at each of many tries
-):
-    "Silence what libraries log, so that the one line of an error stands alone."
+) -> Iterator[None]:
+    "Set loggers to log nothing inside the block."
     found = [logging.getLogger(name) for name in loggers]
     levels = [log.level for log in found]
     for log in found: log.setLevel(logging.CRITICAL)
@@ -107,7 +107,7 @@ def silence_loggers(
 
 @contextmanager
 def _quiet_datasets():
-    "Silence progress bars, and retry warnings, of the hub's libraries."
+    "Load `datasets` without progress bars and retry warnings."
     import datasets
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -121,9 +121,11 @@ def hub_error(
     name: str, # what was asked for
     error: Exception,
 ) -> UserError: # to be raised
-    "Say in one line why something could not be had from the hub."
+    "Return a one-line error that says why something could not be loaded from the hub."
     chain, e = [], error
-    while e is not None and e not in chain: chain.append(e); e = e.__cause__ or e.__context__
+    while e is not None and e not in chain:
+        chain.append(e)
+        e = e.__cause__ or e.__context__
     kinds, said = {k.__name__ for c in chain for k in type(c).__mro__}, " ".join(str(c) for c in chain)
     if "GatedRepoError" in kinds or "gated" in said:
         why = "is gated: accept its terms on its page and log in (`hf auth login`)"
@@ -163,7 +165,8 @@ def _load_hub_dataset(
 # %% ../nbs/06_tables.ipynb #cell-025
 _SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
 
-def _data_files(folder: Path) -> list[Path]: return sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(_SUFFIXES))
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(_SUFFIXES))
 
 def _read_folder(folder: Path, config: str | None, split: str) -> pd.DataFrame:
     "Read all files of a split in a plain folder, or in its sub-folder for a configuration."
@@ -178,12 +181,12 @@ def _read_folder(folder: Path, config: str | None, split: str) -> pd.DataFrame:
 
 # %% ../nbs/06_tables.ipynb #cell-027
 def is_hub_name(source: str) -> bool:
-    "Tell `owner/name` from a path."
+    "Return whether a source looks like `owner/name` rather than a path."
     looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not source.lower().endswith(_SUFFIXES)
     return bool(looks) and not Path(source).parent.is_dir()
 
 def missing_file(path: Path) -> UserError: # to be raised
-    "Say that a path does not exist, with the nearest names beside it."
+    "Return the error for a path that does not exist, with the nearest names beside it."
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest_names(path.name, beside)
     return UserError(f"{path}: no such file or folder" + (f"; did you mean {', '.join(map(str, close))}?" if close else ""))
@@ -223,7 +226,7 @@ def require_columns(
     columns: list[str],
     name: str, # of the file, for the message
 ) -> None:
-    "Refuse a table that lacks a column, offering the nearest name it has."
+    "Raise if a table lacks a column; the message offers the nearest name it has."
     lacking = [c for c in columns if c not in frame]
     if not lacking: return
     close = [c for c in nearest_names(lacking[0], list(map(str, frame.columns))) if c not in columns]
@@ -232,7 +235,7 @@ def require_columns(
 
 # %% ../nbs/06_tables.ipynb #cell-035
 def is_missing(column: pd.Series) -> np.ndarray: # (n,) bool
-    "Tell which cells are null, NaN or nothing but white space."
+    "Return which cells are null, NaN or white space."
     def _empty(v): return v is None or v is pd.NA or (isinstance(v, float) and v != v) or (isinstance(v, str) and not v.strip())
     return np.array([_empty(v) for v in column], bool)
 
@@ -259,7 +262,7 @@ def number_column(
 
 # %% ../nbs/06_tables.ipynb #cell-038
 def _messages(value) -> list | None: # cell → list of dicts
-    "Turn a cell into a list of messages; None if it is not one."
+    "Return a cell as a list of messages; None if it is not one."
     if isinstance(value, str) and value.lstrip().startswith("["):
         try: value = json.loads(value)
         except json.JSONDecodeError: return None

@@ -52,7 +52,7 @@ draw = [lambda t, ax: bars(t[:2], "method", "y", "lo", "hi", ax=ax),
         lambda t, ax: boxes(t, "method", "y", ax=ax), lambda t, ax: histogram(t, "y", by="method", ax=ax),
         lambda t, ax: intervals(t[:2], "method", "y", "lo", "hi", ax=ax),
         lambda t, ax: scatter(t, "x", "y", by="method", identity=True, ax=ax),
-        lambda t, ax: qq(t, "x", "y", "lo", "hi", ax=ax), lambda t, ax: heat(pd.DataFrame(np.eye(3)), ax=ax)]
+        lambda t, ax: qq(t, "x", "y", "lo", "hi", ax=ax), lambda t, ax: heatmap(pd.DataFrame(np.eye(3)), ax=ax)]
 forms = iter(draw)
 tables = {f"$\\\\Delta u_{i}$ – {i}": t for i in range(8)}
 fig = panels(tables, lambda t, ax: next(forms)(t, ax), columns=4, share="none", xlabel="x", ylabel="y (%)")
