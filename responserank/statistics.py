@@ -13,21 +13,22 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 # %% ../nbs/03_statistics.ipynb #cell-005
 class Mean(NamedTuple):
-    "A mean and how well it is known."
+    "A mean with its standard deviation and the half-width of its interval."
     mean: float
     sd: float # sample standard deviation
     half_width: float # of the interval
     n: int
 
 def half_width(
-    sd, # sample standard deviation, a number or an array
-    n, # runs, a number or an array
+    sd: "float | ArrayLike", # sample standard deviation, a number or an array
+    n: "int | ArrayLike", # runs, a number or an array
     level: float = 0.95,
-): # half-width of the interval of a mean, NaN for n < 2
+) -> float | np.ndarray: # half-width of the interval of a mean, NaN for n < 2
     "Return the half-width of Student's interval."
     n = np.where(np.asarray(n) > 1, n, np.nan)
     return stats.t.ppf((1 + level) / 2, n - 1) * sd / np.sqrt(n)
@@ -42,7 +43,7 @@ def mean_interval(
     return Mean(float(x.mean()) if len(x) else np.nan, float(sd), float(half_width(sd, len(x), level)), len(x))
 
 def _column(x, name: str) -> np.ndarray: # (n,) float64
-    "Read one value per run."
+    "Return one value per run as float64."
     x = np.asarray(list(x.values()) if isinstance(x, dict) else x, float)
     if x.ndim != 1: raise ValueError(f"{name} must be one column of numbers; its shape is {x.shape}")
     return x
@@ -54,7 +55,7 @@ def summarize(
     value: str | list[str], # columns to average; several give one row per group and `measure`
     level: float = 0.95,
 ) -> pd.DataFrame: # the group's columns, mean, sd, half_width, n, missing
-    "Average runs by group, with half-widths of the intervals of means."
+    "Compute means by group, with half-widths of their intervals."
     by = [by] if isinstance(by, str) else list(by)
     absent = [c for c in [*by, *([value] if isinstance(value, str) else value)] if c not in runs]
     if absent: raise ValueError(f"the table of runs has no column {', '.join(absent)}; it has {', '.join(map(str, runs.columns))}")
@@ -65,7 +66,7 @@ def summarize(
 
 # %% ../nbs/03_statistics.ipynb #cell-012
 def _seeded(x, name: str) -> pd.Series: # value by seed
-    "Read runs as a column that knows its seeds."
+    "Return runs as a Series indexed by seed."
     x = pd.Series(x, dtype=float) if isinstance(x, (dict, pd.Series)) else pd.Series(_column(x, name))
     twice = x.index[x.index.duplicated()].unique()
     if len(twice): raise ValueError(f"{name} has more than one run for seed {_some(twice)}; a seed may stand once")
@@ -74,17 +75,17 @@ def _seeded(x, name: str) -> pd.Series: # value by seed
     return x
 
 def _some(items: Iterable[Hashable], most: int = 8) -> str: # "40, 41, 42 and 5 more"
-    "List a few."
+    "Write the first few items as text."
     items = sorted(items, key=lambda i: (str(type(i)), i))
     return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 def pair_by_seed(
-    first, # seed → value (Series or mapping), or an array paired by position
-    second, # the same for the other method
+    first: "pd.Series | dict | ArrayLike", # seed → value (Series or mapping), or an array paired by position
+    second: "pd.Series | dict | ArrayLike", # the same for the other method
     common: bool = False, # use the seeds that both have, instead of refusing
     names: tuple[str, str] = ("first", "second"), # to call the two in an error
 ) -> tuple[pd.Series, pd.Series, int]: # both by common seed, and how many seeds were left out
-    "Line up the runs of two methods by seed."
+    "Return the runs of two methods by common seed."
     x, y = _seeded(first, names[0]), _seeded(second, names[1])
     lone = {name: a.index.difference(b.index) for name, a, b in zip(names, (x, y), (y, x))}
     gaps = [f"only {name} has seed {_some(seeds)}" for name, seeds in lone.items() if len(seeds)]
@@ -93,8 +94,8 @@ def pair_by_seed(
     return x.loc[seeds], y.loc[seeds], sum(map(len, lone.values()))
 
 # %% ../nbs/03_statistics.ipynb #cell-015
-def _settled(x: np.ndarray, y: np.ndarray) -> np.ndarray: # (y − x) / largest value, to 12 digits
-    "Subtract without leaving rounding errors that look like differences; for ranks only."
+def _rounded_difference(x: np.ndarray, y: np.ndarray) -> np.ndarray: # (y − x) / largest value, to 12 digits
+    "Return differences rounded so that rounding errors count as ties; for ranks only."
     return np.round((y - x) / (max(np.abs(x).max(initial=0), np.abs(y).max(initial=0)) or 1.0), 12)
 
 def cohens_d(
@@ -103,12 +104,12 @@ def cohens_d(
 ) -> float: # NaN where the differences do not vary
     "Return the mean difference over the standard deviation of the differences."
     x, y = _column(first, "first"), _column(second, "second")
-    return float((y - x).mean() / (y - x).std(ddof=1)) if len(x) > 1 and np.ptp(_settled(x, y)) > 0 else np.nan
+    return float((y - x).mean() / (y - x).std(ddof=1)) if len(x) > 1 and np.ptp(_rounded_difference(x, y)) > 0 else np.nan
 
 # %% ../nbs/03_statistics.ipynb #cell-018
 def paired_comparison(
-    first, # seed → value (Series or mapping), or an array paired by position
-    second, # the same for the other method
+    first: "pd.Series | dict | ArrayLike", # seed → value (Series or mapping), or an array paired by position
+    second: "pd.Series | dict | ArrayLike", # the same for the other method
     common: bool = False, # use the seeds that both have, instead of refusing
     level: float = 0.95, # of the interval
     names: tuple[str, str] = ("first", "second"), # to call the two in an error
@@ -118,7 +119,7 @@ def paired_comparison(
     x, y = x.to_numpy(), y.to_numpy()
     if not len(x): raise ValueError(f"{names[0]} and {names[1]} have no seed in common")
     mean, _, half, n = mean_interval(y - x, level)
-    d, z, spread = cohens_d(x, y), _settled(x, y), np.ptp(x) > 0 or np.ptp(y) > 0
+    d, z, spread = cohens_d(x, y), _rounded_difference(x, y), np.ptp(x) > 0 or np.ptp(y) > 0
     return dict(n=n, left_out=left_out, mean_first=float(x.mean()), mean_second=float(y.mean()),
                 difference=mean, lo=mean - half, hi=mean + half, d=d,
                 p=np.nan if np.isnan(d) else float(stats.ttest_rel(y, x).pvalue),
@@ -127,8 +128,8 @@ def paired_comparison(
 
 # %% ../nbs/03_statistics.ipynb #cell-024
 def unpaired_from_summaries(
-    mean_first, sd_first, n_first, # numbers or arrays, one entry per cell; sd: sample standard deviation
-    mean_second, sd_second, n_second, # the same for the other side
+    mean_first: "float | ArrayLike", sd_first: "float | ArrayLike", n_first: "int | ArrayLike", # numbers or arrays, one entry per cell; sd: sample standard deviation
+    mean_second: "float | ArrayLike", sd_second: "float | ArrayLike", n_second: "int | ArrayLike", # the same for the other side
     level: float = 0.95, # of the interval
 ) -> pd.DataFrame: # one row per cell: difference, lo, hi, t, df, p
     "Compare means that share no seeds (Welch), from means, standard deviations and counts; second minus first."
@@ -167,7 +168,7 @@ def effect_over_joint_sd(
 def holm(
     p: Iterable[float], # (m,) one family; NaN: no test
 ) -> np.ndarray: # (m,) corrected p-values
-    "Correct a family of p-values so that any false claim has at most the stated probability."
+    "Adjust a family of p-values by Holm's step-down correction."
     p = _column(p, "p")
     if ((p < 0) | (p > 1)).any(): raise ValueError(f"p must lie in [0, 1]; found {p[(p < 0) | (p > 1)][0]:g}")
     order = np.argsort(p)
@@ -199,11 +200,11 @@ def paired_table(
 
 # %% ../nbs/03_statistics.ipynb #cell-048
 def qq_points(
-    t, # (n,) test statistics; NaN are left out
-    df=np.inf, # degrees of freedom, one number or (n,); infinite: t is already normal
+    t: "float | ArrayLike", # (n,) test statistics; NaN are left out
+    df: "float | ArrayLike" = np.inf, # degrees of freedom, one number or (n,); infinite: t is already normal
     level: float = 0.95, # of the envelope, at each quantile
 ) -> pd.DataFrame: # expected, observed, lo, hi (standard normal units), cell (position in t), in order of size
-    "Hold test statistics against what they would be if nothing differed."
+    "Pair sorted test statistics with their expected quantiles under the null hypothesis."
     t, df = np.broadcast_arrays(np.asarray(t, float).ravel(), np.asarray(df, float).ravel())
     cell = np.flatnonzero(~np.isnan(t) & ~np.isnan(df))
     z = np.sign(t[cell]) * stats.norm.isf(stats.t.sf(np.abs(t[cell]), df[cell]))
@@ -215,10 +216,10 @@ def qq_points(
 
 # %% ../nbs/03_statistics.ipynb #cell-054
 def interquartile_mean(
-    x, # values along `axis`
+    x: "float | ArrayLike", # values along `axis`
     axis: int = -1,
 ) -> float | np.ndarray: # the axis is gone
-    "Average what remains without the lowest and the highest quarter (rounded down)."
+    "Compute the mean without the lowest and the highest quarter (rounded down)."
     m = stats.trim_mean(np.asarray(x, float), 0.25, axis=axis)
     return float(m) if np.ndim(m) == 0 else m
 
@@ -236,7 +237,7 @@ def resample(
 
 # %% ../nbs/03_statistics.ipynb #cell-060
 def bootstrap_interval(
-    values, # (n,) runs; or (k, n), columns drawn together
+    values: "float | ArrayLike", # (n,) runs; or (k, n), columns drawn together
     statistic: Callable = interquartile_mean, # (values, axis=-1) → the last axis is gone
     strata: Iterable[Hashable] | None = None, # (n,) tasks; None: one
     draws: int = 5000,

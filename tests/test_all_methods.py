@@ -7,9 +7,10 @@ import pytest
 from llama import save_multipref
 
 from responserank.llm import trainer as T
-from responserank.llm.methods import METHODS, _OPTIMIZER_FIELDS, PRESETS, PUBLISHED_METHODS, resolve_settings
+from responserank.llm.methods import METHODS, _OPTIMIZER_FIELDS, METHOD_ROWS, PRESETS, resolve_settings
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=400 batch_size=16"
+PUBLISHED_METHODS = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
 OWN = sorted(set(METHODS) - set(PUBLISHED_METHODS))
 
 

@@ -4,11 +4,12 @@ import dataclasses, io
 import pandas as pd
 import pytest
 
-from responserank.llm.methods import (_BASE_SETTINGS, _PUBLISHED_SETTINGS, METHOD_LABELS, METHODS, _OPTIMIZER_FIELDS, PRESETS, PUBLISHED_METHODS, _RANGES, _MODEL_SHAPE, HASHED_NAMES, Settings, _method_differences, methods_csv,
+from responserank.llm.methods import (_BASE_SETTINGS, _PUBLISHED_SETTINGS, METHOD_LABELS, METHODS, _OPTIMIZER_FIELDS, METHOD_ROWS, PRESETS, _RANGES, _MODEL_SHAPE, HASHED_NAMES, Settings, _method_differences, methods_csv,
                                       methods_table, resolve_settings)
 from responserank.llm.trainer import data_hash, run_group
 from responserank.settings import UserError
 
+PUBLISHED_METHODS = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
 TINY = {k: PRESETS["tiny"][k] for k in _MODEL_SHAPE}
 
 

@@ -3,6 +3,7 @@ import json
 import time
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,7 +83,6 @@ def test_formats_of_annotated_comparisons_agree(tmp_path):
     frame.assign(annotations=frame["annotations"].map(json.dumps)).to_csv(tmp_path / "x.csv", index=False)
     long = pd.DataFrame([{k: v for k, v in r.items() if k != "annotations"} | a for r in rows for a in r["annotations"]])
     long.to_csv(tmp_path / "long.csv", index=False)
-    import datasets
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     first, report = F.read_preferences(write(tmp_path, rows))
     assert (report["comparisons"], report["annotations"]) == (3, 9)
@@ -193,7 +193,6 @@ def test_multipref_in_the_hubs_own_layout(tmp_path, readme, monkeypatch):
 
 
 def test_the_hub_name_takes_the_same_road(monkeypatch):
-    import datasets
     frames = dict(zip(("default", "human_overall_binarized"), multipref()))
     asked = []
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, **k: [*frames, "gpt4_overall_binarized"])
@@ -449,3 +448,28 @@ def test_ten_thousand_comparisons_take_under_a_second():
         start = time.perf_counter()
         P.prepare_rows(table, settings(**changes), 0)
         assert time.perf_counter() - start < 1
+
+
+# ---- data in memory
+
+def test_data_in_memory_are_read_as_from_a_file(tmp_path):
+    """A frame, a list, a `Dataset` and a `DatasetDict` give the table that the file gives, and hash what they hold."""
+    rows = annotated()
+    table = F.read_preferences(write(tmp_path, rows))[0]
+    frame, held = pd.DataFrame(rows), datasets.Dataset.from_list(rows)
+    in_memory = [frame, frame.set_index("id", drop=False), rows, held, datasets.DatasetDict(train=held), datasets.DatasetDict(other=held)]
+    read = [F.read_preferences(data)[0] for data in in_memory]
+    for found in read: pd.testing.assert_frame_equal(found, table)
+    assert {found.attrs["content_hash"] for found in read} == {content_hash(table)}
+    assert table.attrs["content_hash"] == content_hash(tmp_path / "data.jsonl")
+    changed = F.read_preferences(annotated(prompt="Another question?"))[0]
+    assert changed.attrs["content_hash"] != content_hash(table)
+
+
+@pytest.mark.parametrize("data, said", [
+    (datasets.DatasetDict(a=datasets.Dataset.from_list(pairs()), b=datasets.Dataset.from_list(pairs())), "has the splits a, b; give one of them"),
+    ([], "the list: no rows"), ([pairs()[0], "no"], "the list, row 2: a dict is expected, found str"), (3.5, "data of type float: give a path"),
+    (pairs(strength="much"), "the list, row 2, column 'strength': a finite number is expected"), ({}, "data of type dict: give a path")])
+def test_data_in_memory_that_are_refused(data, said):
+    with pytest.raises(UserError) as e: F.read_preferences(data)
+    assert said in str(e.value) and "\n" not in str(e.value)

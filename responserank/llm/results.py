@@ -18,7 +18,7 @@ from scipy import optimize, stats
 
 from ..artefacts import Artefact, align_panels, average_cells, with_provenance
 from .batches import cohesion, pack_rows
-from .methods import METHOD_LABELS, METHODS, PUBLISHED_METHODS
+from .methods import METHOD_LABELS, METHOD_ROWS, METHODS
 from .preferences import agreements, text_length
 from ..settings import UserError, nearest_names
 from ..files import published_folder, repo_root, rng
@@ -599,7 +599,7 @@ def _same_seeds(runs, baseline): # methods with the baseline's seeds, and a note
     same = [m for m in METHOD_LABELS if m != baseline and m in seeds and seeds[m] == seeds.get(baseline)]
     fine = {baseline if baseline in seeds else None, *same}
     left_out = [f"{m} (other seeds)" if m in seeds and baseline in seeds else m
-                for m in [baseline, *PUBLISHED_METHODS] if m not in fine]
+                for m in [baseline, *sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])] if m not in fine]
     return same, left_out
 
 def _compare_with_baseline(

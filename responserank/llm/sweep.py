@@ -16,7 +16,7 @@ from ..runs import (HEARTBEAT_SECONDS, EXPIRY_SECONDS, Interrupted, interruptibl
                                run_folder, run_status, resolve_status, seconds_since_heartbeat)
 from ..settings import UserError, check_name
 from ..files import canonical_json, read_json, repo_root, write_json
-from .methods import METHODS, PRESETS, PUBLISHED_METHODS, resolve_settings
+from .methods import METHODS, METHOD_ROWS, PRESETS, resolve_settings
 from .workers import CAN_FORK, Workers
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-005
@@ -30,7 +30,7 @@ def read_methods(
     "Read the methods of a grid."
     found = []
     for word in split_words(text):
-        matching = PUBLISHED_METHODS if word == "all" else fnmatch.filter(METHODS, word) if set(word) & set("*?[") else [check_name(word, METHODS, "method")]
+        matching = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]]) if word == "all" else fnmatch.filter(METHODS, word) if set(word) & set("*?[") else [check_name(word, METHODS, "method")]
         if not matching: raise UserError(f"no method matches {word!r}; `responserank methods` lists them")
         found += matching
     if not found: raise UserError("no methods; for example --methods bt,rr_agree")
