@@ -31,7 +31,7 @@ def test_shapes_and_scale():
 
 
 def test_gaussian_items_and_first_feature():
-    t = make_trials("deterministic_all", range(20), world=TrialSettings(items="gaussian", utility="first_feature"))
+    t = make_trials("deterministic_all", range(20), settings=TrialSettings(items="gaussian", utility="first_feature"))
     assert stats.kstest(t.items[..., 1].ravel(), "norm").pvalue > 1e-3
     assert np.allclose(t.utility, t.items[..., 0] / t.items[..., 0].reshape(20, -1).std(-1)[:, None, None])
 
@@ -49,7 +49,7 @@ def test_network_is_the_formula():
 
 @pytest.mark.parametrize("variability", [0, 1, 3])
 def test_clocks(variability):
-    t = make_trials("deterministic_all", range(200), world=trial_settings("deterministic_all", variability=variability))
+    t = make_trials("deterministic_all", range(200), settings=trial_settings("deterministic_all", variability=variability))
     ratio = t.time / (10 / (np.abs(t.diff) + 1))
     clock = np.array([[r[s == k].mean() for k in range(5)] for r, s in zip(ratio, t.stratum)])
     assert np.allclose(ratio, np.take_along_axis(clock, t.stratum, -1))  # one clock for training and test rows of a stratum
@@ -102,7 +102,7 @@ def test_drift_is_scaled_by_the_population_sd_and_time_has_a_reaction():
 
 
 def test_exact_walk_option():
-    a, b = (make_trials("drift_diffusion_no_variability", range(30), world=trial_settings("drift_diffusion_no_variability", walk=w)) for w in ("euler", "exact"))
+    a, b = (make_trials("drift_diffusion_no_variability", range(30), settings=trial_settings("drift_diffusion_no_variability", walk=w)) for w in ("euler", "exact"))
     assert (a.items == b.items).all() and stats.ks_2samp(a.time.ravel(), b.time.ravel()).pvalue > 1e-3
 
 
@@ -115,7 +115,7 @@ def test_kendall_against_scipy_and_confusion():
 
 
 def test_coarse_clock_and_table():
-    t = make_trials("deterministic_all", [0], world=trial_settings("deterministic_all", resolution=.5))
+    t = make_trials("deterministic_all", [0], settings=trial_settings("deterministic_all", resolution=.5))
     assert np.allclose(t.time % .5, 0) and t.time.min() >= .5
     assert list(_trial_table(t)) == ["choice", "response_time", "rank", "stratum", "true_diff"] and len(_trial_table(t)) == 250
 
@@ -125,9 +125,9 @@ def test_coarse_clock_and_table():
     (lambda: TrialSettings(variability=-1), "variability must be at least 0"),
     (lambda: TrialSettings(strata=0), "strata must be at least 1"),
     (lambda: TrialSettings(choice_noise=0), "choice_noise must be above 0"),
-    (lambda: make_trials("stochastic", [0], world=TrialSettings(items="poisson")), "unknown item generator 'poisson'"),
-    (lambda: make_trials("stochastic", [0], world=TrialSettings(utility="linear")), "unknown utility 'linear'"),
-    (lambda: make_trials("drift_diffusion", [0], world=trial_settings("drift_diffusion", walk="random")), "unknown walk 'random'"),
+    (lambda: make_trials("stochastic", [0], settings=TrialSettings(items="poisson")), "unknown item generator 'poisson'"),
+    (lambda: make_trials("stochastic", [0], settings=TrialSettings(utility="linear")), "unknown utility 'linear'"),
+    (lambda: make_trials("drift_diffusion", [0], settings=trial_settings("drift_diffusion", walk="random")), "unknown walk 'random'"),
 ])
 def test_bad_settings_are_refused(build, says):
     with pytest.raises(UserError) as e: build()

@@ -108,7 +108,7 @@ def test_paired_points_pair(fits):
     assert np.isclose(row["y"], z.mean()) and np.isclose(row["better"], (z > 0).mean()) and np.isclose(row["hi"] - row["y"], z.sem() * 1.9842169)
 
 
-TINY = Experiment("strata", (1, 3), {k: LEARNERS[k] for k in ("bt", "rr")}, ("stochastic",), trials=60, world={"train": 10, "test": 20})
+TINY = Experiment("strata", (1, 3), {k: LEARNERS[k] for k in ("bt", "rr")}, ("stochastic",), trials=60, settings={"train": 10, "test": 20})
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ def test_an_experiment_stopped_and_resumed_is_the_same(tiny, tmp_path, monkeypat
 
 def test_the_world_and_the_pairing_are_what_the_table_says(tiny):
     condition = _conditions(tiny)[1]
-    rows = _run_trials("stochastic", [0, 1, 2], condition.world, condition.training, condition.learners)
-    same = fit_chunk("stochastic", [0, 1, 2], ["bt", "rr"], world=TrialSettings("stochastic", strata=3, train=10, test=20))
+    rows = _run_trials("stochastic", [0, 1, 2], condition.settings, condition.training, condition.learners)
+    same = fit_chunk("stochastic", [0, 1, 2], ["bt", "rr"], settings=TrialSettings("stochastic", strata=3, train=10, test=20))
     both = rows.merge(same, on=["learner", "trial"], suffixes=("", "_chunk"))
     assert len(both) == 6 and np.allclose(both["pdc"], both["pdc_chunk"], atol=2e-3)
 

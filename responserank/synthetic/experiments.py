@@ -25,14 +25,14 @@ from .study import compute_parts
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-005
 @dataclass(frozen=True)
 class Experiment:
-    "One setting varied, everything else as in the study."
+    "An experiment: one setting varied, everything else as in the study."
     vary: str                               # a setting of `TrialSettings`, `TrainingSettings` or `Learner`
     values: tuple
     learners: Mapping[str, Learner]         # the first is what the others are compared with
     datasets: tuple[str, ...] = ("deterministic_all",)
     trials: int = 1000
     fewer: Mapping = field(default_factory=dict) # value → trials, where fits are dear
-    world: Mapping = field(default_factory=dict) # settings of the world that hold for all values
+    settings: Mapping = field(default_factory=dict) # of `TrialSettings`, the same for all values
     pairs: tuple[tuple[str, str], ...] = () # (learner, against), beside those with the first
     measures: tuple[str, ...] = ("accuracy", "true_accuracy", "pdc")
     keep: bool = False                      # the rows of single trials too
@@ -42,22 +42,33 @@ def _some(names: str) -> dict[str, Learner]: return {n: LEARNERS[n] for n in nam
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-007
 EDGES = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, np.inf) # of bins of |Δ|
 _RANK_WEIGHTS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-_CLEAN = ("deterministic_all_no_variability", "stochastic_no_variability")
+_SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000) # training comparisons
+_SAME_SPEED = ("deterministic_all_no_variability", "stochastic_no_variability")
+_BT, _RR = LEARNERS["bt"], LEARNERS["rr"]
 
 EXPERIMENTS = {
-    "strength": Experiment("variability", (3.0,), _some("bt rr rr_pooled rt_regression"), ("deterministic_all", "stochastic", "drift_diffusion"),
-                           measures=("accuracy", "true_accuracy", "pdc", *(f"error_{k}" for k in range(len(EDGES) - 1))), keep=True),
-    "variability": Experiment("variability", (0.0, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0), _some("bt rr rr_pooled rt_regression"), trials=500),
-    "label_noise": Experiment("choice_noise", (0.02, 0.1, 0.2, 0.5, 1.0, 2.0), _some("bt rr rt_regression"), ("stochastic",), trials=300),
+    "strength": Experiment(
+        "variability", (3.0,), _some("bt rr rr_pooled rt_regression"), ("deterministic_all", "stochastic", "drift_diffusion"),
+        measures=("accuracy", "true_accuracy", "pdc", *(f"error_{k}" for k in range(len(EDGES) - 1))), keep=True),
+    "variability": Experiment(
+        "variability", (0.0, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0), _some("bt rr rr_pooled rt_regression"), trials=500),
+    "label_noise": Experiment(
+        "choice_noise", (0.02, 0.1, 0.2, 0.5, 1.0, 2.0), _some("bt rr rt_regression"), ("stochastic",), trials=300),
     "strata": Experiment("strata", (1, 2, 3, 5, 10, 15, 25), _some("bt rr rr_pooled"), trials=300),
-    "ranking_size": Experiment("ranking_size", (2, 4, 8, 16, 50), {"bt": LEARNERS["bt"], "dealt": LEARNERS["rr"], "random": replace(LEARNERS["rr"], split="random")},
-                               _CLEAN, trials=300, world={"strata": 1}, pairs=(("dealt", "random"),)),
-    "ties": Experiment("resolution", (0.0, 1.0, 2.0, 5.0, 10.0), {"bt": LEARNERS["bt"], "arbitrary": LEARNERS["rr"], "breslow": replace(LEARNERS["rr"], ties="breslow")},
-                       _CLEAN, trials=200, pairs=(("breslow", "arbitrary"),)),
-    "rank_weight": Experiment("time_noise", (0.1, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0), {f"{w:g}": replace(LEARNERS["rr"], rank_weight=w) for w in _RANK_WEIGHTS}, ("stochastic",), trials=300),
-    "steps": Experiment("steps", (25, 50, 100, 200, 400, 800, 1600, 3200), _some("bt rr"), ("deterministic_all", "stochastic"), trials=100),
-    "size_noisy": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr"), ("stochastic", "drift_diffusion"), trials=200, fewer={1000: 100, 2000: 100}),
-    "size": Experiment("train", (10, 20, 50, 100, 200, 500, 1000, 2000), _some("bt rr")),
+    "ranking_size": Experiment(
+        "ranking_size", (2, 4, 8, 16, 50), {"bt": _BT, "dealt": _RR, "random": replace(_RR, dealing="random")}, _SAME_SPEED,
+        trials=300, settings={"strata": 1}, pairs=(("dealt", "random"),)),
+    "ties": Experiment(
+        "resolution", (0.0, 1.0, 2.0, 5.0, 10.0), {"bt": _BT, "arbitrary": _RR, "breslow": replace(_RR, ties="breslow")}, _SAME_SPEED,
+        trials=200, pairs=(("breslow", "arbitrary"),)),
+    "rank_weight": Experiment(
+        "time_noise", (0.1, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0), {f"{w:g}": replace(_RR, rank_weight=w) for w in _RANK_WEIGHTS},
+        ("stochastic",), trials=300),
+    "steps": Experiment(
+        "steps", (25, 50, 100, 200, 400, 800, 1600, 3200), _some("bt rr"), ("deterministic_all", "stochastic"), trials=100),
+    "size_noisy": Experiment(
+        "train", _SIZES, _some("bt rr"), ("stochastic", "drift_diffusion"), trials=200, fewer={1000: 100, 2000: 100}),
+    "size": Experiment("train", _SIZES, _some("bt rr")),
 }
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-010
@@ -66,17 +77,22 @@ class _Condition(NamedTuple):
     dataset: str
     value: float
     trials: int
-    world: TrialSettings
+    settings: TrialSettings
     training: TrainingSettings
     learners: dict[str, Learner]
 
 def _conditions(experiment: Experiment) -> list[_Condition]:
     "List the points of an experiment."
-    where = [kind for kind in (TrialSettings, TrainingSettings, Learner) if experiment.vary in {f.name for f in dataclasses.fields(kind)}]
-    if not where: raise UserError(f"an experiment varies a setting of World, Training or Learner; {experiment.vary!r} is none")
-    def changed(kind: type, value: float) -> dict: return {experiment.vary: value} if where[0] is kind else {}
-    return [_Condition(d, v, experiment.fewer.get(v, experiment.trials), trial_settings(d, **dict(experiment.world) | changed(TrialSettings, v)), TrainingSettings(**changed(TrainingSettings, v)),
-                      {name: replace(l, **changed(Learner, v)) for name, l in experiment.learners.items()}) for d in experiment.datasets for v in experiment.values]
+    kinds = (TrialSettings, TrainingSettings, Learner)
+    varied = [kind for kind in kinds if experiment.vary in {f.name for f in dataclasses.fields(kind)}]
+    if not varied: raise UserError(f"an experiment varies a setting of {', '.join(k.__name__ for k in kinds)}; {experiment.vary!r} is none")
+    def _change(kind: type, value: float) -> dict: return {experiment.vary: value} if varied[0] is kind else {}
+    def _condition(dataset: str, value: float) -> _Condition:
+        settings = trial_settings(dataset, **dict(experiment.settings) | _change(TrialSettings, value))
+        learners = {name: replace(l, **_change(Learner, value)) for name, l in experiment.learners.items()}
+        trials = experiment.fewer.get(value, experiment.trials)
+        return _Condition(dataset, value, trials, settings, TrainingSettings(**_change(TrainingSettings, value)), learners)
+    return [_condition(d, v) for d in experiment.datasets for v in experiment.values]
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-013
 def _errors_by_strength(
@@ -95,28 +111,32 @@ def _signal_concordance(
     trials: Trials,
     train: int, # rows to leave out, from the first
 ) -> np.ndarray: # (trials,) from 0, always wrong, to 1, always right
-    "Say for each trial how often, of two comparisons of a stratum, the faster one is the stronger one."
-    return np.array([concordance(-t, np.abs(d), s).share for t, d, s in zip(trials.time[:, train:], trials.diff[:, train:], trials.stratum[:, train:])])
+    "Compute for each trial how often, of two comparisons of a stratum, the faster one is the stronger one."
+    columns = trials.time[:, train:], trials.diff[:, train:], trials.stratum[:, train:]
+    return np.array([concordance(-t, np.abs(d), s).share for t, d, s in zip(*columns)])
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-019
 def _run_trials(
     dataset: str,
     trials: list[int],
-    world: TrialSettings,
+    settings: TrialSettings,
     training: TrainingSettings,
     learners: dict[str, Learner],
     seed: int = 42,
     members: int = 60, # fits side by side, if they have 50 comparisons
 ) -> pd.DataFrame: # a row per fit: learner, trial, the measures, errors by strength, and the trial's τ and concordance
-    "Fit and measure some trials of a condition."
-    together, frames = max(1, members * 50 // max(50, world.train) // len(learners)), []
+    "Fit some trials of a condition and compute their measures."
+    together, frames = max(1, members * 50 // max(50, settings.train) // len(learners)), []
     for some in (trials[i:i + together] for i in range(0, len(trials), together)):
-        data = make_trials(dataset, some, seed, world)
-        fitted = fit_many(data, {name: fit_rngs(dataset, some, name, 1.0, seed) for name in learners}, world.train, learners, training)
-        true, predicted = data.chosen_diff[:, world.train:], fitted.predict(world.train)
+        data = make_trials(dataset, some, seed, settings)
+        rngs = {name: fit_rngs(dataset, some, name, 1.0, seed) for name in learners}
+        fitted = fit_many(data, rngs, settings.train, learners, training)
+        true, predicted = data.chosen_diff[:, settings.train:], fitted.predict(settings.train)
         index = pd.MultiIndex.from_product([fitted.learners, some], names=["learner", "trial"])
-        about = pd.DataFrame({"trial": some, "kendall_tau": kendall_tau(data, world.train), "concordance": _signal_concordance(data, world.train)})
-        frames.append(pd.DataFrame(measure_members(true, predicted) | _errors_by_strength(true, predicted), index=index).reset_index().merge(about, on="trial"))
+        about = pd.DataFrame({"trial": some, "kendall_tau": kendall_tau(data, settings.train),
+                              "concordance": _signal_concordance(data, settings.train)})
+        measured = pd.DataFrame(measure_members(true, predicted) | _errors_by_strength(true, predicted), index=index)
+        frames.append(measured.reset_index().merge(about, on="trial"))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-022
@@ -125,19 +145,21 @@ _TABLE_COLUMNS = ["dataset", "value", "learner", "against", "measure", "mean", "
 
 def _moments(rows: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame: # measure, mean, sd, count, head; rows: a row per trial
     x = rows[list(measures)]
-    return pd.DataFrame({"mean": x.mean(), "sd": x.std(), "count": x.count(), "head": x[rows.index < _HEAD].mean()}).rename_axis("measure").reset_index()
+    found = pd.DataFrame({"mean": x.mean(), "sd": x.std(), "count": x.count(), "head": x[rows.index < _HEAD].mean()})
+    return found.rename_axis("measure").reset_index()
 
-def _summarise_condition(
+def _summarize_condition(
     rows: pd.DataFrame, # as from `_run_trials`
     experiment: Experiment,
 ) -> pd.DataFrame: # learner, against, measure, mean, sd, count, head
-    "Average a condition's measures and paired differences over trials."
+    "Compute means of a condition's measures and of paired differences over trials."
     side = {name: r.set_index("trial").sort_index() for name, r in rows.groupby("learner")}
     first, *others = experiment.learners
     found = [_moments(side[first], ("kendall_tau", "concordance")).assign(learner="", against="")]
     found += [_moments(side[name], experiment.measures).assign(learner=name, against="") for name in experiment.learners]
-    found += [_moments(side[a][list(experiment.measures)] - side[b][list(experiment.measures)], experiment.measures).assign(learner=a, against=b)
-              for a, b in ((*((o, first) for o in others), *experiment.pairs))]
+    compared = [*((o, first) for o in others), *experiment.pairs]
+    gain = lambda a, b: side[a][list(experiment.measures)] - side[b][list(experiment.measures)]
+    found += [_moments(gain(a, b), experiment.measures).assign(learner=a, against=b) for a, b in compared]
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-025
@@ -150,12 +172,14 @@ def _experiment_blocks(
     name: str, # a key of `EXPERIMENTS`
     folder: Path, # for finished parts
 ) -> dict[Path, dict]: # file → arguments of `_run_trials`
-    "Cut an experiment into blocks of trials."
+    "Return the blocks of trials of an experiment."
     experiment, found = EXPERIMENTS[name], {}
     for c in _conditions(experiment):
         mark = derive_seed(repr(c._replace(trials=0)), _code(), library_versions())
-        found |= {folder / f"{name}-{mark:08x}-{t}-{min(t + _BLOCK, c.trials) - 1}.csv": dict(dataset=c.dataset, trials=list(range(t, min(t + _BLOCK, c.trials))), world=c.world, training=c.training, learners=c.learners)
-                  for t in range(0, c.trials, _BLOCK)}
+        for start in range(0, c.trials, _BLOCK):
+            trials = list(range(start, min(start + _BLOCK, c.trials)))
+            found[folder / f"{name}-{mark:08x}-{start}-{trials[-1]}.csv"] = dict(
+                dataset=c.dataset, trials=trials, settings=c.settings, training=c.training, learners=c.learners)
     return found
 
 def _part(path: Path, job: dict) -> pd.DataFrame | None: # None: not there, or not whole
@@ -172,7 +196,7 @@ def run_experiment(
     "Compute an experiment, or the rest of it, and write its table."
     name, out = check_name(name, EXPERIMENTS, "experiment"), repo_root() / out
     todo = _experiment_blocks(name, out / ".parts")
-    fits = lambda job: len(job["trials"]) * len(job["learners"]) * job["world"].train * job["training"].steps # in comparisons times steps
+    fits = lambda job: len(job["trials"]) * len(job["learners"]) * job["settings"].train * job["training"].steps # comparisons × steps
     with interruptible(): done = compute_parts(todo, _part, fits, workers, _run_trials, desc=name, unit="row", unit_scale=True)
     return _write_experiment(name, out, done, todo)
 
@@ -180,9 +204,10 @@ def run_experiment(
 def _write_experiment(name: str, out: Path, done: dict[Path, pd.DataFrame], todo: dict[Path, dict]) -> pd.DataFrame:
     "Write the tables of a finished experiment, and remove its parts."
     experiment, tables, kept = EXPERIMENTS[name], [], []
+    key = lambda job: (job["dataset"], job["settings"], job["training"], job["learners"])
     for c in _conditions(experiment):
-        rows = pd.concat([done[p] for p, job in todo.items() if (job["dataset"], job["world"], job["training"], job["learners"]) == (c.dataset, c.world, c.training, c.learners)])
-        tables.append(_summarise_condition(rows, experiment).assign(dataset=c.dataset, value=c.value))
+        rows = pd.concat([done[p] for p, job in todo.items() if key(job) == (c.dataset, c.settings, c.training, c.learners)])
+        tables.append(_summarize_condition(rows, experiment).assign(dataset=c.dataset, value=c.value))
         kept.append(rows.assign(dataset=c.dataset, value=c.value))
     table = pd.concat(tables, ignore_index=True)[_TABLE_COLUMNS].round(6)
     about = out / "about.json"
@@ -190,7 +215,8 @@ def _write_experiment(name: str, out: Path, done: dict[Path, pd.DataFrame], todo
     if experiment.keep:
         columns = ["dataset", "learner", "trial", "pdc", "true_accuracy", "kendall_tau", "concordance"]
         write_csv(out / f"{name}_trials.csv.gz", pd.concat(kept)[columns].round(5))
-    write_json(about, (read_json(about) if about.exists() else {}) | {name: {"code": _code(), "versions": library_versions(), "git": git_state()}})
+    made = {name: {"code": _code(), "versions": library_versions(), "git": git_state()}}
+    write_json(about, (read_json(about) if about.exists() else {}) | made)
     for p in todo: p.unlink(missing_ok=True)
     if (out / ".parts").is_dir() and not any((out / ".parts").iterdir()): (out / ".parts").rmdir()
     return table
@@ -199,7 +225,7 @@ def _run_experiments(
     names: Iterable[str] = tuple(EXPERIMENTS),
     **kwargs, # for `run_experiment`
 ) -> None:
-    "Run experiments one after another."
+    "Compute experiments one after another."
     for name in names: run_experiment(name, **kwargs)
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-028
@@ -213,10 +239,13 @@ def read_experiment(
     if not path.exists(): raise UserError(f"{path}: no such table; run_experiment({name!r}) computes it")
     table = pd.read_csv(path, dtype={"learner": str, "against": str}).fillna({"learner": "", "against": ""})
     lacking = [c for c in _TABLE_COLUMNS if c not in table]
-    if lacking: raise UserError(f"{path.name}: column {', '.join(lacking)} is missing; the table of an experiment has {', '.join(_TABLE_COLUMNS)}")
+    if lacking:
+        raise UserError(f"{path.name}: column {', '.join(lacking)} is missing; the table of an experiment has {', '.join(_TABLE_COLUMNS)}")
     there = table[table["measure"] == "kendall_tau"].groupby(["dataset", "value"])["count"].min()
-    trials = {f"{c.dataset}, {EXPERIMENTS[name].vary} {c.value:g}": (there.get((c.dataset, c.value), 0), c.trials) for c in plan}
-    table.attrs.update(missing=[k for k, (n, _) in trials.items() if not n], short=[f"{k} (n = {n:.0f} of {m})" for k, (n, m) in trials.items() if 0 < n < m])
+    vary = EXPERIMENTS[name].vary
+    trials = {f"{c.dataset}, {vary} {c.value:g}": (there.get((c.dataset, c.value), 0), c.trials) for c in plan}
+    table.attrs.update(missing=[k for k, (n, _) in trials.items() if not n],
+                       short=[f"{k} (n = {n:.0f} of {m})" for k, (n, m) in trials.items() if 0 < n < m])
     return table
 
 # %% ../../nbs/14_synthetic_experiments.ipynb #cell-029
@@ -226,10 +255,11 @@ def _recompute_head(
     value: float,
     folder: str | Path | None = None,
 ) -> pd.DataFrame: # learner, against, measure, head, again
-    "Compute the first trials of a condition anew, beside what its table says."
+    "Compute the first trials of a condition again, beside the means in its table."
     condition = next(c for c in _conditions(EXPERIMENTS[name]) if (c.dataset, c.value) == (dataset, value))
-    rows = _run_trials(dataset, list(range(_HEAD)), condition.world, condition.training, condition.learners)
+    rows = _run_trials(dataset, list(range(_HEAD)), condition.settings, condition.training, condition.learners)
     table = read_experiment(name, folder)
     table = table[(table["dataset"] == dataset) & (table["value"] == value)]
     keys = ["learner", "against", "measure"]
-    return table[[*keys, "head"]].merge(_summarise_condition(rows, EXPERIMENTS[name])[[*keys, "mean"]].rename(columns={"mean": "again"}), on=keys)
+    again = _summarize_condition(rows, EXPERIMENTS[name])[[*keys, "mean"]].rename(columns={"mean": "again"})
+    return table[[*keys, "head"]].merge(again, on=keys)
