@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from responserank.artefacts import make_artefact, _artefact_status
+from responserank.artefacts import _artefact_status, check_claim, make_artefact
 from responserank.settings import UserError
 from responserank.synthetic import experiments as module
 from responserank.synthetic.data import TrialSettings
@@ -175,3 +175,8 @@ def test_comparisons_needed():
                          columns=["value", "learner", "against", "measure", "mean"])
     found = _comparisons_needed(table)
     assert np.allclose(found[:2], [10 ** 1.5, 1000]) and np.isnan(found.iloc[2])  # half-way in log n; never within the curve
+
+
+def test_every_number_in_a_claim_is_computed(fits):
+    for artefact in SYNTHETIC_ARTEFACTS: check_claim(artefact, fits)
+    for artefact in EXPERIMENT_ARTEFACTS.values(): check_claim(artefact, None)

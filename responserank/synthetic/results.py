@@ -37,23 +37,28 @@ def _check_fits(
     trials: pd.DataFrame,
     where: str = "trials", # name of the table, for messages
 ) -> pd.DataFrame: # `trials`, if all is well
-    "Refuse a table of fits that can't be averaged, naming the lines."
+    "Raise a `UserError` that names the lines of a table of fits that can't be averaged."
     missing = [c for c in (*_FIT_KEYS, "accuracy", "pdc") if c not in trials]
-    if missing: raise UserError(f"{where}: column {', '.join(missing)} is missing; a table of fits has {', '.join(_FIT_KEYS)}, accuracy, pdc")
+    if missing:
+        raise UserError(f"{where}: column {', '.join(missing)} is missing; a table of fits has {', '.join(_FIT_KEYS)}, accuracy, pdc")
     for column, known in (("dataset", DATASETS), ("learner", LEARNERS)):
         for name in trials[column].unique():
             try: check_name(name, known, column)
-            except UserError as e: raise UserError(f"{where}, line {np.flatnonzero(trials[column] == name)[0] + 2}: {e}") from None
-    for wrong, rows in (("the same fit twice", trials.duplicated(_FIT_KEYS, keep=False)), ("no accuracy or pdc", trials[["accuracy", "pdc"]].isna().any(axis=1)),
-                        ("a size outside (0, 1]", ~trials["size"].between(0, 1, inclusive="right"))):
-        if rows.any(): raise UserError(f"{where}: {wrong}: line {', '.join(map(str, np.flatnonzero(rows)[:6] + 2))}; {int(rows.sum())} in all")
+            except UserError as e:
+                raise UserError(f"{where}, line {np.flatnonzero(trials[column] == name)[0] + 2}: {e}") from None
+    wrong = {"the same fit twice": trials.duplicated(_FIT_KEYS, keep=False),
+             "no accuracy or pdc": trials[["accuracy", "pdc"]].isna().any(axis=1),
+             "a size outside (0, 1]": ~trials["size"].between(0, 1, inclusive="right")}
+    for what, rows in wrong.items():
+        lines = ", ".join(map(str, np.flatnonzero(rows)[:6] + 2))
+        if rows.any(): raise UserError(f"{where}: {what}: line {lines}; {int(rows.sum())} in all")
     return trials
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-007
 def read_fits(
     folder: str | Path | None = None, # where a study wrote its tables; None: the published ones
 ) -> Fits:
-    "Read the results of a study and check them."
+    "Read and check the results of a study."
     folder, prefix = (repo_root() / "results" / "published", "synthetic_") if folder is None else (Path(folder), "")
     paths = [folder / f"{prefix}{name}" for name in ("trials.csv.gz", "kendall.csv", "confusion.csv")]
     for p in paths:
@@ -73,12 +78,13 @@ def _select_datasets(
     fits: Fits,
     datasets: list[str],
     sizes: list[float] | None = None, # None: all
-) -> tuple[pd.DataFrame, list[str]]: # rows of `fits.trials`, in the order of the data sets and of the learners; data sets without any
-    "Take the fits of some data sets."
+) -> tuple[pd.DataFrame, list[str]]: # rows of `fits.trials`, by data set and learner; data sets without any
+    "Return the fits of some data sets."
     rows = fits.trials[fits.trials["dataset"].isin(datasets)]
     rows = rows if sizes is None else rows[rows["size"].isin(sizes)]
     place = {name: i for i, name in enumerate([*datasets, *LEARNERS])}
-    rows = rows.sort_values(["dataset", "learner", "size", "trial"], key=lambda c: c.map(place) if c.name in ("dataset", "learner") else c)
+    number = lambda c: c.map(place) if c.name in ("dataset", "learner") else c
+    rows = rows.sort_values(["dataset", "learner", "size", "trial"], key=number)
     return rows, [d for d in datasets if not (rows["dataset"] == d).any()]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-011
@@ -88,7 +94,7 @@ def _fit_boxes(
     datasets: list[str],
     size: float = 1.0,
 ) -> pd.DataFrame: # observations: a box per learner and data set
-    "Lay the fits of one training size out for a box plot."
+    "Return the fits of one training size as the observations of a box plot."
     rows, missing = _select_datasets(fits, datasets, [size])
     points = rows.assign(panel="", by=rows["learner"], x=rows["dataset"].map(_TITLES), y=rows[measure])
     points["n"] = points.groupby(["dataset", "learner"])[measure].transform("size") if len(points) else 0
@@ -102,24 +108,36 @@ def _fit_curves(
     measure: str,
     datasets: list[str],
 ) -> pd.DataFrame: # points: a panel per data set, a line per learner
-    "Average the fits at each training size."
+    "Compute means of the fits at each training size."
     rows, missing = _select_datasets(fits, datasets)
     found = average_cells(rows, ["dataset", "learner", "size"], measure, "trial")
-    return with_provenance(found.assign(panel=found["dataset"].map(_TITLES), by=found["learner"], x=found["size"], y=found["mean"]), rows, _EXPECTED_TRIALS, "trial", missing)
+    points = found.assign(panel=found["dataset"].map(_TITLES), by=found["learner"], x=found["size"], y=found["mean"])
+    return with_provenance(points, rows, _EXPECTED_TRIALS, "trial", missing)
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-013
 _CLAIMS = {
-    "": {"accuracy": "Where strata differ in speed, ResponseRank agrees with choices most often; pooling the strata, or trusting the times themselves, is worse than ignoring them.",
-         "pdc": "Where strata differ in speed, ResponseRank learns strength best; pooling the strata, or trusting the times themselves, is worse than ignoring them."},
-    "_no_variability": {"accuracy": "Where all strata are equally fast, regression on times is first in the deterministic and stochastic data, and ResponseRank in drift diffusion.",
-                        "pdc": "Where all strata are equally fast, regression on times learns strength best, except in drift diffusion, where its model of times is wrong."}}
+    "": {
+        "accuracy": "Where strata differ in speed, ResponseRank agrees with choices most often; pooling the strata, or trusting the times "
+                    "themselves, is worse than ignoring them.",
+        "pdc": "Where strata differ in speed, ResponseRank learns strength best; pooling the strata, or trusting the times themselves, is "
+               "worse than ignoring them."},
+    "_no_variability": {
+        "accuracy": "Where all strata are equally fast, regression on times is first in the deterministic and stochastic data, and "
+                    "ResponseRank in drift diffusion.",
+        "pdc": "Where all strata are equally fast, regression on times learns strength best, except in drift diffusion, where its model of "
+               "times is wrong."}}
 _AXIS = {"accuracy": {"ylabel": "choice accuracy, per cent", "percent": 0}, "pdc": {"ylabel": "Pearson distance correlation"}}
+_BOX_STYLE = {"labels": LEARNER_LABELS, "height": 2.3, "legend_rows": 2, "columns": 1}
+_CURVE_STYLE = {"xlabel": "share of the 50 training comparisons, per cent", "percent_x": 0, "labels": LEARNER_LABELS, "height": 1.9,
+                "legend_rows": 2}
 
-_BOX_ARTEFACTS = [Artefact(f"synthetic_{m}_boxes{g}", claim, _fit_boxes, {"measure": m, "datasets": _GROUPS[g]}, "boxes",
-                  _AXIS[m] | {"labels": LEARNER_LABELS, "height": 2.3, "legend_rows": 2, "columns": 1}) for g, claims in _CLAIMS.items() for m, claim in claims.items()]
-_CURVE_ARTEFACTS = [Artefact(f"synthetic_{m}_size{g}", claim + " So it is at every size.", _fit_curves, {"measure": m, "datasets": _GROUPS[g]}, "curves",
-                   _AXIS[m] | {"xlabel": "share of the 50 training comparisons, per cent", "percent_x": 0, "labels": LEARNER_LABELS, "height": 1.9, "legend_rows": 2})
-          for g, claims in _CLAIMS.items() for m, claim in claims.items()]
+_BOX_ARTEFACTS = [
+    Artefact(f"synthetic_{m}_boxes{g}", claim, _fit_boxes, {"measure": m, "datasets": _GROUPS[g]}, "boxes", _AXIS[m] | _BOX_STYLE)
+    for g, claims in _CLAIMS.items() for m, claim in claims.items()]
+_CURVE_ARTEFACTS = [
+    Artefact(f"synthetic_{m}_size{g}", claim + " So it is at every size.", _fit_curves, {"measure": m, "datasets": _GROUPS[g]}, "curves",
+             _AXIS[m] | _CURVE_STYLE)
+    for g, claims in _CLAIMS.items() for m, claim in claims.items()]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-017
 def _fit_cells(
@@ -127,22 +145,28 @@ def _fit_cells(
     measure: str,
     datasets: list[str],
 ) -> pd.DataFrame: # cells: a group per data set, a row per learner, a column per size; n = 0 where there are no fits
-    "Average the fits for a table."
+    "Compute means of the fits for a table."
     rows, missing = _select_datasets(fits, datasets)
     found = average_cells(rows, ["dataset", "learner", "size"], measure, "trial")
-    every = pd.MultiIndex.from_product([datasets, list(LEARNERS), np.sort(rows["size"].unique())], names=["dataset", "learner", "size"])
+    levels = [datasets, list(LEARNERS), np.sort(rows["size"].unique())]
+    every = pd.MultiIndex.from_product(levels, names=["dataset", "learner", "size"])
     cells = found.set_index(["dataset", "learner", "size"]).reindex(every).reset_index()
     cells["n"] = cells["n"].fillna(0).astype(int)
-    cells = cells.assign(group=cells["dataset"].map(_TITLES), row=cells["learner"].map(LEARNER_LABELS), column=[f"{s:g}" for s in cells["size"]])
+    cells = cells.assign(group=cells["dataset"].map(_TITLES), row=cells["learner"].map(LEARNER_LABELS),
+                         column=[f"{s:g}" for s in cells["size"]])
     return with_provenance(cells, rows, _EXPECTED_TRIALS, "trial", missing)
 
 _WITH = {"": "with", "_no_variability": "without"}
-_TABLE_ARTEFACTS = [Artefact(name + g, f"{_MEASURE_LABELS[m].capitalize()} at each training size, {_WITH[g]} variability between strata: mean ± sd [± 95 %] over trials, best in bold.",
-                   _fit_cells, {"measure": m, "datasets": _GROUPS[g]}, "grid", {"scale": scale, "decimals": decimals, "corner": "learner"})
-          for g in _GROUPS for name, m, scale, decimals in (("choice_accuracy", "accuracy", 100, 1), ("pearson_distance_correlation", "pdc", 1, 3))]
+_TABLED = (("choice_accuracy", "accuracy", 100, 1), ("pearson_distance_correlation", "pdc", 1, 3)) # name, measure, scale, decimals
+_TABLE_ARTEFACTS = [
+    Artefact(name + g, f"{_MEASURE_LABELS[m].capitalize()} at each training size, {_WITH[g]} variability between strata: "
+                       "mean ± sd [± 95 %] over trials, best in bold.",
+             _fit_cells, {"measure": m, "datasets": _GROUPS[g]}, "grid", {"scale": scale, "decimals": decimals, "corner": "learner"})
+    for g in _GROUPS for name, m, scale, decimals in _TABLED]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-022
-_LEARNER_PAIRS = [("rr", "bt"), ("rr", "rr_perm"), ("rr", "rt_regression"), ("rt_regression", "bt"), ("rt_regression", "rt_regression_perm"), ("rr", "rr_pooled")]
+_LEARNER_PAIRS = [("rr", "bt"), ("rr", "rr_perm"), ("rr", "rt_regression"), ("rt_regression", "bt"),
+                  ("rt_regression", "rt_regression_perm"), ("rr", "rr_pooled")]
 
 def _signed_rank(
     first: np.ndarray, # (n,) paired with `second`
@@ -154,7 +178,7 @@ def _signed_rank(
     return {"n": len(z), "difference": float(z.mean()), "effect": effect_over_joint_sd(second, first), "p": p}
 
 def _arrow(effect: pd.Series, p: pd.Series, level: float = 0.05) -> np.ndarray: # ↑ the first is better, ↓ it is worse, – neither
-    "Point to where the first learner stands."
+    "Return arrows that say whether the first learner is better or worse."
     return np.where(p < level, np.where(effect > 0, "↑", "↓"), "–")
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-023
@@ -163,7 +187,7 @@ def _learner_tests(
     datasets: list[str],
     pairs: list[tuple[str, str]] = _LEARNER_PAIRS,
 ) -> pd.DataFrame: # one row per measure, data set, pair and size ("pooled": all sizes)
-    "Test pairs of learners, pooled over sizes as published, and per size."
+    "Compute tests of pairs of learners, pooled over sizes as published, and per size."
     rows, missing = _select_datasets(fits, datasets)
     found = []
     for measure in _MEASURE_LABELS:
@@ -173,8 +197,8 @@ def _learner_tests(
                 if not {first, second} <= set(wide): continue
                 both = wide[[first, second]].dropna()
                 parts = {"pooled": both} | {f"{size:g}": part for size, part in both.groupby("size")}
-                found += [{"measure": measure, "dataset": dataset, "first": first, "second": second, "size": size} | _signed_rank(part[first], part[second])
-                          for size, part in parts.items()]
+                names = {"measure": measure, "dataset": dataset, "first": first, "second": second}
+                found += [names | {"size": size} | _signed_rank(part[first], part[second]) for size, part in parts.items()]
     found = pd.DataFrame(found, columns="measure dataset first second size n difference effect p".split())
     single = found["size"] != "pooled"
     found["p_holm"] = found[single].groupby("measure")["p"].transform(lambda p: holm(p))
@@ -186,7 +210,7 @@ def _pooled_tests(
     fits: Fits,
     datasets: list[str],
 ) -> pd.DataFrame: # one row per data set, pair and measure: the pooled test, and what the sizes say
-    "Put the pooled tests beside the number of sizes at which a pair differs."
+    "Return the pooled tests beside the arrows of the single sizes."
     found = _learner_tests(fits, datasets)
     by = ["measure", "dataset", "first", "second"]
     single = found[found["size"] != "pooled"].groupby(by, sort=False)
@@ -198,17 +222,26 @@ def _pooled_tests(
 # %% ../../nbs/13_synthetic_results.ipynb #cell-028
 def _p(p): return format_p(p).removeprefix("= ")
 
-_SHEET = {"formats": {"measure": _MEASURE_LABELS.get, "dataset": _TITLES.get, "first": LEARNER_LABELS.get, "second": LEARNER_LABELS.get, "difference": "+.3f", "effect": "+.2f", "p": _p, "p_holm": _p}}
+_SHEET = {"formats": {"measure": _MEASURE_LABELS.get, "dataset": _TITLES.get, "first": LEARNER_LABELS.get, "second": LEARNER_LABELS.get,
+                      "difference": "+.3f", "effect": "+.2f", "p": _p, "p_holm": _p}}
+_COUNT_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+def _number_of_sizes(fits: Fits) -> dict: # as `Artefact.numbers`
+    return {"the six sizes": f"the {_COUNT_WORDS[fits.trials['size'].nunique()]} sizes"}
+
 _SIGNIFICANCE_ARTEFACTS = [a for g in _GROUPS for a in (
-    Artefact(f"significance{g}", f"Wilcoxon's signed-rank tests between learners, {_WITH[g]} variability: pooled over sizes as published, and the arrows of the six sizes after Holm's correction. The published arrows for PDC point the other way, wrongly.",
-             _pooled_tests, {"datasets": _GROUPS[g]}, "sheet", _SHEET),
+    Artefact(f"significance{g}", f"Wilcoxon's signed-rank tests between learners, {_WITH[g]} variability: pooled over sizes as published, "
+                                 "and the arrows of the six sizes after Holm's correction. The published arrows for PDC point the other "
+                                 "way, wrongly.",
+             _pooled_tests, {"datasets": _GROUPS[g]}, "sheet", _SHEET, numbers=_number_of_sizes),
     Artefact(f"significance_by_size{g}", f"The same tests at each training size, {_WITH[g]} variability, Holm-corrected within a measure.",
              _learner_tests, {"datasets": _GROUPS[g]}, "sheet", _SHEET, not_in_paper=True))]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-030
 def _kendall_points(fits: Fits, datasets: list[str]) -> pd.DataFrame: # observations: a panel per data set
-    "Lay Kendall's τ of strength and speed out for histograms."
-    rows = fits.kendall[fits.kendall["dataset"].isin(datasets)].sort_values("dataset", key=lambda d: d.map(datasets.index), kind="stable")
+    "Return Kendall's τ of strength and speed as the observations of histograms."
+    rows = fits.kendall[fits.kendall["dataset"].isin(datasets)]
+    rows = rows.sort_values("dataset", key=lambda d: d.map(datasets.index), kind="stable")
     points = rows.assign(panel=rows["dataset"].map(_TITLES), by=rows["dataset"], x=rows["kendall_tau"])
     points["n"] = points.groupby("dataset")["x"].transform("size") if len(points) else 0
     points = with_provenance(points, rows, _EXPECTED_TRIALS, "trial", [d for d in datasets if d not in set(rows["dataset"])])
@@ -217,42 +250,54 @@ def _kendall_points(fits: Fits, datasets: list[str]) -> pd.DataFrame: # observat
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-031
 def _confusion_points(fits: Fits, datasets: list[str]) -> pd.DataFrame: # a cell per preference and choice, a panel per data set
-    "Average the shares of choices given the true preference."
+    "Compute the shares of choices given the true preference."
     rows = fits.confusion[fits.confusion["dataset"].isin(datasets)]
     counts = [c for c in rows if c.startswith("true")]
     tall = rows.melt(["dataset", "trial"], counts, "cell", "count")
     tall[["true", "choice"]] = tall["cell"].str.extract(r"true(\d)_choice(\d)")
     found = tall.groupby(["dataset", "true", "choice"]).agg(count=("count", "sum"), n=("trial", "nunique")).reset_index()
     share = found["count"] / found.groupby(["dataset", "true"])["count"].transform("sum")
-    points = found.assign(panel=found["dataset"].map(_TITLES), by="", x="item " + found["choice"].map({"1": "1", "0": "2"}), row="item " + found["true"].map({"1": "1", "0": "2"}), y=share)
+    item = lambda column: "item " + found[column].map({"1": "1", "0": "2"})
+    points = found.assign(panel=found["dataset"].map(_TITLES), by="", x=item("choice"), row=item("true"), y=share)
     points = points.sort_values("dataset", key=lambda d: d.map(datasets.index), kind="stable")
     points = with_provenance(points, rows, _EXPECTED_TRIALS, "trial", [d for d in datasets if d not in set(rows["dataset"])])
     points.attrs["per"] = "panel"
     return points
 
+_SPEED_SAYS = {"": "little about strength where strata differ in how fast they are.",
+               "_no_variability": "much about strength where strata are equally fast, and everything in the deterministic data."}
+_TAU_STYLE = {"xlabel": "Kendall's τ of strength and speed", "ylabel": "trials", "legend_rows": 0, "share": "both"}
+_CONFUSION_STYLE = {"xlabel": "chosen", "ylabel": "truly preferred", "legend_rows": 0, "share": "both", "height": 1.5}
 _DATA_ARTEFACTS = [a for g in _GROUPS for a in (
-    Artefact(f"synthetic_kendall{g}", "Over all strata together, speed says " + ("little about strength where strata differ in how fast they are." if not g else "much about strength where strata are equally fast, and everything in the deterministic data."),
-             _kendall_points, {"datasets": _GROUPS[g]}, "histogram", {"xlabel": "Kendall's τ of strength and speed", "ylabel": "trials", "legend_rows": 0, "share": "both"}),
-    Artefact(f"synthetic_confusion{g}", "How often the better item is chosen: always in the deterministic data, usually in the stochastic and drift-diffusion data.",
-             _confusion_points, {"datasets": _GROUPS[g]}, "heat", {"xlabel": "chosen", "ylabel": "truly preferred", "legend_rows": 0, "share": "both", "height": 1.5}))]
+    Artefact(f"synthetic_kendall{g}", f"Over all strata together, speed says {_SPEED_SAYS[g]}",
+             _kendall_points, {"datasets": _GROUPS[g]}, "histogram", _TAU_STYLE),
+    Artefact(f"synthetic_confusion{g}", "How often the better item is chosen: always in the deterministic data, usually in the stochastic "
+                                        "and drift-diffusion data.",
+             _confusion_points, {"datasets": _GROUPS[g]}, "heat", _CONFUSION_STYLE))]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-035
 def _trial_counts(fits: Fits, datasets: list[str]) -> pd.DataFrame: # a row per data set and learner
     "Count the trials of each learner."
     rows, missing = _select_datasets(fits, datasets)
     size = rows.groupby(["dataset", "learner", "size"], sort=False)["trial"].nunique().reset_index(name="n")
-    found = size.groupby(["dataset", "learner"], sort=False).agg(sizes=("size", "nunique"), trials_least=("n", "min"), trials_most=("n", "max"), fits=("n", "sum")).reset_index()
-    return with_provenance(found.assign(n=found["trials_least"], row=found["dataset"] + " " + found["learner"]), rows, _EXPECTED_TRIALS, "trial", missing)
+    found = size.groupby(["dataset", "learner"], sort=False).agg(
+        sizes=("size", "nunique"), trials_least=("n", "min"), trials_most=("n", "max"), fits=("n", "sum")).reset_index()
+    found = found.assign(n=found["trials_least"], row=found["dataset"] + " " + found["learner"])
+    return with_provenance(found, rows, _EXPECTED_TRIALS, "trial", missing)
 
-_COUNT_ARTEFACTS = [Artefact(f"number_of_trials{g}", f"Trials behind every figure and table, {_WITH[g]} variability between strata.", _trial_counts, {"datasets": _GROUPS[g]}, "sheet",
-                   {"formats": {"dataset": _TITLES.get, "learner": LEARNER_LABELS.get}, "drop": ("n", "row")}) for g in _GROUPS]
+_COUNT_STYLE = {"formats": {"dataset": _TITLES.get, "learner": LEARNER_LABELS.get}, "drop": ("n", "row")}
+_COUNT_ARTEFACTS = [
+    Artefact(f"number_of_trials{g}", f"Trials behind every figure and table, {_WITH[g]} variability between strata.",
+             _trial_counts, {"datasets": _GROUPS[g]}, "sheet", _COUNT_STYLE)
+    for g in _GROUPS]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-038
 _STUDY_CELL = ["dataset", "learner", "size", "measure"]
 
 def study_cells(fits: Fits) -> pd.DataFrame: # dataset, learner, size, measure, mean, sd, n
-    "Average the fits of a study, for each measure."
-    return pd.concat([average_cells(fits.trials, _STUDY_CELL[:3], m, "trial").assign(measure=m) for m in _MEASURE_LABELS], ignore_index=True)[[*_STUDY_CELL, "mean", "sd", "n"]]
+    "Compute mean and standard deviation of each cell of a study, for each measure."
+    found = [average_cells(fits.trials, _STUDY_CELL[:3], m, "trial").assign(measure=m) for m in _MEASURE_LABELS]
+    return pd.concat(found, ignore_index=True)[[*_STUDY_CELL, "mean", "sd", "n"]]
 
 def read_cells(
     folder: str | Path | None = None, # None: of our own study
@@ -272,20 +317,22 @@ def compare_cells(
     own: pd.DataFrame, # the same
     keys: list[str] = _STUDY_CELL,
 ) -> pd.DataFrame: # the keys, both sides, difference (own minus theirs), lo, hi, t, df, p; cells that we lack have none
-    "Test own cells against published ones."
+    "Compute tests of own cells against published ones."
     both = theirs.merge(own, on=keys, how="left", suffixes=("_published", "_own"))
-    return pd.concat([both, unpaired_from_summaries(*(both[f"{c}_{who}"] for who in ("published", "own") for c in ("mean", "sd", "n")))], axis=1)
+    summaries = (both[f"{c}_{who}"] for who in ("published", "own") for c in ("mean", "sd", "n"))
+    return pd.concat([both, unpaired_from_summaries(*summaries)], axis=1)
 
 _LARGEST_T, _SHARE = 4.5, 0.15 # what a right implementation stays below
 
 def _reproduction_verdict(table: pd.DataFrame) -> dict: # cells, missing, largest_t, share, passes
-    "Say if a table of t values is what a right implementation gives."
+    "Return whether a table of t values is what a right implementation gives, and why."
     largest, share, missing = table["t"].abs().max(), (table["p"] < 0.05).mean(), int(table["t"].isna().sum())
-    return {"cells": len(table), "missing": missing, "largest_t": largest, "share": share, "passes": bool(missing == 0 and largest <= _LARGEST_T and share <= _SHARE)}
+    passes = bool(missing == 0 and largest <= _LARGEST_T and share <= _SHARE)
+    return {"cells": len(table), "missing": missing, "largest_t": largest, "share": share, "passes": passes}
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-041
 def qq_cells(table: pd.DataFrame) -> pd.DataFrame: # points of a QQ plot; table: as from `compare_cells`
-    "Lay t values out against what they would be if nothing differed."
+    "Return t values beside their expected quantiles under the null hypothesis."
     q, known = qq_points(table["t"], table["df"]), table.dropna(subset="t")
     points = q.assign(panel="", by="", x=q["expected"], y=q["observed"], n=known["n_own"].min())
     points = with_provenance(points, known, unit="own trial")
@@ -302,25 +349,30 @@ def _order_of_learners(
     found = pd.concat([_learner_tests(theirs, datasets, pairs) for datasets in _GROUPS.values()], ignore_index=True)
     found = found[found["size"] != "pooled"].reset_index(drop=True)
     mean = own.set_index(_STUDY_CELL)["mean"]
-    at = lambda side: mean.reindex(pd.MultiIndex.from_arrays([found["dataset"], found[side], found["size"].astype(float), found["measure"]])).to_numpy()
-    difference = at("first") - at("second")
-    judged = np.select([np.isnan(difference), found["p_holm"] >= 0.05, np.sign(difference) == np.sign(found["difference"])], ["missing", "tie", "same"], "opposite")
+    def _own_mean(side: str) -> np.ndarray:
+        cells = [found["dataset"], found[side], found["size"].astype(float), found["measure"]]
+        return mean.reindex(pd.MultiIndex.from_arrays(cells)).to_numpy()
+    difference = _own_mean("first") - _own_mean("second")
+    cases = [np.isnan(difference), found["p_holm"] >= 0.05, np.sign(difference) == np.sign(found["difference"])]
+    judged = np.select(cases, ["missing", "tie", "same"], "opposite")
     return found.drop(columns=["effect", "p", "arrow", "n"]).assign(own_difference=difference, verdict=judged)
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-050
 def _data_cells(fits: Fits) -> pd.DataFrame: # dataset, measure (kendall_tau, wrong_choices, first_better), mean, sd, n
-    "Average what the trials' data are like."
+    "Compute means of what describes the trials' data."
     c = fits.confusion
     total = c.filter(like="true").sum(axis=1)
-    about = c[["dataset", "trial"]].assign(wrong_choices=(c["true0_choice1"] + c["true1_choice0"]) / total, first_better=(c["true1_choice0"] + c["true1_choice1"]) / total)
+    about = c[["dataset", "trial"]].assign(wrong_choices=(c["true0_choice1"] + c["true1_choice0"]) / total,
+                                           first_better=(c["true1_choice0"] + c["true1_choice1"]) / total)
     long = fits.kendall.merge(about, on=["dataset", "trial"]).melt(["dataset", "trial"], var_name="measure", value_name="value")
     return average_cells(long, ["dataset", "measure"], "value", "trial")[["dataset", "measure", "mean", "sd", "n"]]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-052
-SYNTHETIC_ARTEFACTS = [*_BOX_ARTEFACTS, *_CURVE_ARTEFACTS, *_TABLE_ARTEFACTS, *_SIGNIFICANCE_ARTEFACTS, *_DATA_ARTEFACTS, *_COUNT_ARTEFACTS]
+SYNTHETIC_ARTEFACTS = [*_BOX_ARTEFACTS, *_CURVE_ARTEFACTS, *_TABLE_ARTEFACTS, *_SIGNIFICANCE_ARTEFACTS, *_DATA_ARTEFACTS,
+                       *_COUNT_ARTEFACTS]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-054
-_EXPERIMENT_STYLES = {"dealt": "rr", "random": "rr_perm", "breslow": "rr", "arbitrary": "rr_pooled"} # learners of experiments, drawn as these
+_EXPERIMENT_STYLES = {"dealt": "rr", "random": "rr_perm", "breslow": "rr", "arbitrary": "rr_pooled"} # drawn as these
 _NAMED = _MEASURE_LABELS | {"true_accuracy": "agreement with the truth"}
 
 def _experiment_points(
@@ -330,13 +382,14 @@ def _experiment_points(
     against: str = "", # a learner: differences from it
     panel: str = "dataset", # or "measure"
 ) -> pd.DataFrame: # points: a line per learner over the values of the setting
-    "Lay the tables of experiments out for curves."
+    "Return the tables of experiments as points of curves."
     tables = [read_experiment(n, folder) for n in names.split()]
     rows = pd.concat(tables, ignore_index=True)
     rows = rows[rows["measure"].isin(measures.split()) & (rows["learner"] != "") & (rows["against"] == against)]
     half, order = half_width(rows["sd"], rows["count"]), [*DATASETS]
-    points = rows.assign(panel=rows[panel].map(_TITLES if panel == "dataset" else _NAMED), by=rows["learner"].replace(_EXPERIMENT_STYLES), x=rows["value"].map("{:g}".format), y=rows["mean"],
-                         lo=rows["mean"] - half, hi=rows["mean"] + half, n=rows["count"])
+    points = rows.assign(panel=rows[panel].map(_TITLES if panel == "dataset" else _NAMED), by=rows["learner"].replace(_EXPERIMENT_STYLES),
+                         x=rows["value"].map("{:g}".format), y=rows["mean"], lo=rows["mean"] - half, hi=rows["mean"] + half,
+                         n=rows["count"])
     points = points.sort_values("dataset", key=lambda d: d.map(order.index), kind="stable")
     points = with_provenance(points, rows, unit="trial", missing=[m for t in tables for m in t.attrs["missing"]])
     short = [s for t in tables for s in t.attrs["short"]]
@@ -344,25 +397,65 @@ def _experiment_points(
     return points
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-055
+def _mean_pdc(name: str, folder: str | Path | None = None) -> pd.DataFrame: # (dataset, value) × learner
+    "Return the mean PDC of an experiment's conditions."
+    table = read_experiment(name, folder)
+    return table[(table["measure"] == "pdc") & (table["against"] == "")].pivot(index=["dataset", "value"], columns="learner", values="mean")
+
+def _strata_numbers(folder: str | Path | None) -> dict: # as `Artefact.numbers`
+    pdc = _mean_pdc("strata", folder).droplevel("dataset")
+    gain = pdc["rr"] - pdc["bt"]
+    little = gain[10] / gain.max() > .8
+    half = abs(gain[25] / gain.max() - .5) < .15
+    return {"Fifty comparisons may be spread over ten strata at little loss": "Fifty comparisons may be spread over ten strata at "
+            + ("little loss" if little else "a loss"),
+            "with two to a stratum about half of the gain remains": f"with {_COUNT_WORDS[50 // 25]} to a stratum about "
+            + ("half" if half else f"{gain[25] / gain.max():.0%}") + " of the gain remains"}
+
+def _ranking_size_numbers(folder: str | Path | None) -> dict: # as `Artefact.numbers`
+    pdc = _mean_pdc("ranking_size", folder)
+    better = pdc["dealt"].unstack("value").gt(pdc["dealt"].xs(50, level="value"), axis=0).all()
+    best = [int(v) for v in better.index if v > 4 and better[v]] # 2 and 4 are smaller than what the claim recommends
+    better_than = "is better than one ranking of 50"
+    return {f"rankings of 8 to 16 {better_than}": f"rankings of {min(best)} to {max(best)} {better_than}"}
+
+def _steps_numbers(folder: str | Path | None) -> dict: # as `Artefact.numbers`
+    pdc = _mean_pdc("steps", folder)
+    rising = pdc.unstack("value").T.xs(400, level="value") > pdc.unstack("value").T.xs(200, level="value")
+    which = "neither" if rising.all(axis=None) else "some"
+    return {"At 200 steps neither learner has converged": f"At 200 steps {which} learner has converged"}
+
+# %% ../../nbs/13_synthetic_results.ipynb #experiment-artefacts
 _PDC = {"ylabel": "Pearson distance correlation", "labels": LEARNER_LABELS, "height": 1.9}
 _BOTH = {"ylabel": "mean", "labels": LEARNER_LABELS, "height": 2.1, "columns": 2, "share": "none"}
 _TWO = {"measures": "true_accuracy pdc", "panel": "measure"}
+_SIZE_LABELS = {"bt": "BT", "rr": "dealt", "rr_perm": "cut at random"}
+_TIE_LABELS = {"bt": "BT", "rr": "ties kept (Breslow)", "rr_pooled": "ties broken"}
 
 EXPERIMENT_ARTEFACTS = {a.name: a for a in (
-    Artefact("beyond_size", "Ranking saves the most comparisons where there are few; the advantage shrinks with more of them and does not vanish.",
+    Artefact("beyond_size", "Ranking saves the most comparisons where there are few; the advantage shrinks with more of them and does not "
+                            "vanish.",
              _experiment_points, {"names": "size size_noisy"}, "curves", _PDC | {"xlabel": "training comparisons"}),
-    Artefact("beyond_variability", "BT and ResponseRank do not see how different the strata are; whoever trusts times across strata loses to them once strata differ by a little.",
-             _experiment_points, {"names": "variability"} | _TWO, "curves", _BOTH | {"xlabel": "standard deviation of the strata's multipliers"}),
+    Artefact("beyond_variability", "BT and ResponseRank do not see how different the strata are; whoever trusts times across strata loses "
+                                   "to them once strata differ by a little.",
+             _experiment_points, {"names": "variability"} | _TWO, "curves",
+             _BOTH | {"xlabel": "standard deviation of the strata's multipliers"}),
     Artefact("beyond_label_noise", "Where choices are noisy, times help more, up to a point.",
              _experiment_points, {"names": "label_noise"} | _TWO, "curves", _BOTH | {"xlabel": "choice noise"}),
-    Artefact("beyond_strata", "Fifty comparisons may be spread over ten strata at little loss; with two to a stratum about half of the gain remains.",
-             _experiment_points, {"names": "strata"} | _TWO, "curves", _BOTH | {"xlabel": "strata of 50 comparisons"}),
-    Artefact("beyond_ranking_size", "Dealing a stratum into rankings of 8 to 16 is better than one ranking of 50, and better than cutting at random.",
-             _experiment_points, {"names": "ranking_size"}, "curves", _PDC | {"labels": {"bt": "BT", "rr": "dealt", "rr_perm": "cut at random"}, "xlabel": "comparisons in a ranking (50: all)", "columns": 2}),
-    Artefact("beyond_ties", "On a coarse clock, breaking ties by position invents an order; treating them as ties keeps what the clock still says.",
-             _experiment_points, {"names": "ties"}, "curves", _PDC | {"labels": {"bt": "BT", "rr": "ties kept (Breslow)", "rr_pooled": "ties broken"}, "xlabel": "tick of the clock, in units of time (times lie below 10; 0: exact)", "columns": 2}),
+    Artefact("beyond_strata", "Fifty comparisons may be spread over ten strata at little loss; with two to a stratum about half of the "
+                              "gain remains.",
+             _experiment_points, {"names": "strata"} | _TWO, "curves", _BOTH | {"xlabel": "strata of 50 comparisons"},
+             numbers=_strata_numbers),
+    Artefact("beyond_ranking_size", "Dealing a stratum into rankings of 8 to 16 is better than one ranking of 50, and better than "
+                                    "cutting at random.",
+             _experiment_points, {"names": "ranking_size"}, "curves",
+             _PDC | {"labels": _SIZE_LABELS, "xlabel": "comparisons in a ranking (50: all)", "columns": 2}, numbers=_ranking_size_numbers),
+    Artefact("beyond_ties", "On a coarse clock, breaking ties by position invents an order; treating them as ties keeps what the clock "
+                            "still says.",
+             _experiment_points, {"names": "ties"}, "curves",
+             _PDC | {"labels": _TIE_LABELS, "xlabel": "tick of the clock, in units of time (times lie below 10; 0: exact)", "columns": 2}),
     Artefact("beyond_steps", "At 200 steps neither learner has converged, and ResponseRank least.",
-             _experiment_points, {"names": "steps"}, "curves", _PDC | {"xlabel": "training steps", "columns": 2}))}
+             _experiment_points, {"names": "steps"}, "curves", _PDC | {"xlabel": "training steps", "columns": 2}, numbers=_steps_numbers))}
 
 def _show_artefact(artefact: Artefact, runs: object = None) -> None:
     "Draw an artefact below a cell."
@@ -382,8 +475,13 @@ def _learner_gains(
     half = half_width(t["sd"], t["count"])
     return t[["dataset", "value", "mean", "count"]].assign(lo=t["mean"] - half, hi=t["mean"] + half).reset_index(drop=True)
 
-def _comparisons_needed(table: pd.DataFrame, learner: str = "rr", other: str = "bt", measure: str = "pdc") -> pd.Series: # size → comparisons; table: of an experiment on sizes, one data set
-    "Say how many comparisons the other learner needs to be as good, by interpolation of its curve in log n."
+def _comparisons_needed(
+    table: pd.DataFrame, # of an experiment on sizes, one data set
+    learner: str = "rr",
+    other: str = "bt",
+    measure: str = "pdc",
+) -> pd.Series: # size → comparisons
+    "Compute how many comparisons the other learner needs to be as good, by interpolation of its curve in log n."
     means = table[(table["measure"] == measure) & (table["against"] == "")].pivot(index="value", columns="learner", values="mean")
     curve = np.maximum.accumulate(means[other])
     needed = np.exp(np.interp(means[learner], curve, np.log(means.index.to_numpy()), right=np.nan))
@@ -391,19 +489,28 @@ def _comparisons_needed(table: pd.DataFrame, learner: str = "rr", other: str = "
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-082
 def _weight_points(folder: str | Path | None = None) -> pd.DataFrame: # points: a panel per noise, the gain over λ = 0 at each λ
-    "Lay the gain of each share of the ranking loss out for curves."
+    "Return the gain of each share of the ranking loss as points of curves."
     table = read_experiment("rank_weight", folder)
     signal = table[table["measure"] == "concordance"].set_index("value")["mean"]
     rows = table[(table["measure"] == "pdc") & (table["against"] == "0")]
     half = half_width(rows["sd"], rows["count"])
-    points = rows.assign(panel=[f"sd {v:g}, concordance {signal[v]:.2f}" for v in rows["value"]], by="rr", x=rows["learner"].astype(float), y=rows["mean"], lo=rows["mean"] - half, hi=rows["mean"] + half,
-                         n=rows["count"], concordance=rows["value"].map(signal))
+    points = rows.assign(panel=[f"sd {v:g}, concordance {signal[v]:.2f}" for v in rows["value"]], by="rr", x=rows["learner"].astype(float),
+                         y=rows["mean"], lo=rows["mean"] - half, hi=rows["mean"] + half, n=rows["count"],
+                         concordance=rows["value"].map(signal))
     points = with_provenance(points, rows, unit="trial", missing=table.attrs["missing"])
     points.attrs.update(short=table.attrs["short"], norm="the plan")
     return points
 
-EXPERIMENT_ARTEFACTS["beyond_rank_weight"] = Artefact("beyond_rank_weight", "The noisier the times, the smaller the best share of the ranking loss; a quarter is safe everywhere.", _weight_points, {}, "curves",
-    {"xlabel": "share λ of the ranking loss", "ylabel": "gain in PDC over BT", "height": 1.5, "columns": 4, "legend_rows": 0})
+def _weight_numbers(folder: str | Path | None) -> dict: # as `Artefact.numbers`
+    points = _weight_points(folder)
+    safe = max((x for x, rows in points.groupby("x") if (rows["lo"] > 0).all()), default=0) # the gain's interval is above 0 at every noise
+    return {"a quarter is safe everywhere": ("a quarter" if safe == .25 else f"{safe:g}") + " is safe everywhere"}
+
+EXPERIMENT_ARTEFACTS["beyond_rank_weight"] = Artefact(
+    "beyond_rank_weight", "The noisier the times, the smaller the best share of the ranking loss; a quarter is safe everywhere.",
+    _weight_points, {}, "curves",
+    numbers=_weight_numbers, style={"xlabel": "share λ of the ranking loss", "ylabel": "gain in PDC over BT", "height": 1.5,
+                                    "columns": 4, "legend_rows": 0})
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-087
 def _paired_points(
@@ -412,12 +519,13 @@ def _paired_points(
     first: str = "rr",
     second: str = "bt",
 ) -> pd.DataFrame: # points of intervals: a panel per data set, a line per size
-    "Average the differences of two learners, trial by trial."
+    "Compute means of the differences of two learners, trial by trial."
     found = []
     for name, fits in sources.items():
         wide = fits.trials.pivot(index=["dataset", "size", "trial"], columns="learner", values=measure)
         change = (wide[first] - wide[second]).dropna().rename("difference").reset_index()
-        found.append(average_cells(change, ["dataset", "size"], "difference", "trial").assign(by=name, better=change.groupby(["dataset", "size"])["difference"].agg(lambda d: (d > 0).mean()).to_numpy()))
+        better = change.groupby(["dataset", "size"])["difference"].agg(lambda d: (d > 0).mean())
+        found.append(average_cells(change, ["dataset", "size"], "difference", "trial").assign(by=name, better=better.to_numpy()))
     points = pd.concat(found, ignore_index=True)
     kind = points["dataset"].str.endswith("_no_variability").map({False: "", True: ", no variability"})
     points = points.assign(panel=points["dataset"].map(_TITLES) + kind, x=points["size"].map("{:g}".format), y=points["mean"])
@@ -426,15 +534,17 @@ def _paired_points(
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-092
 def _error_points(folder: str | Path | None = None) -> pd.DataFrame: # points: a panel per data set, a line per learner over bins of |Δ|
-    "Lay the share of wrong directions out by the strength of the true preference."
+    "Return the share of wrong directions, by the strength of the true preference, as points of curves."
     table = read_experiment("strength", folder)
     rows = table[table["measure"].str.startswith("error_") & (table["against"] == "")]
     half, k = half_width(rows["sd"], rows["count"]), rows["measure"].str.removeprefix("error_").astype(int)
     below = [f"{e:g}".removeprefix("0") if np.isfinite(e) else "more" for e in EDGES[1:]]
-    points = rows.assign(panel=rows["dataset"].map(_TITLES), by=rows["learner"], x=k.map(below.__getitem__), y=rows["mean"], lo=rows["mean"] - half, hi=rows["mean"] + half, n=rows["count"])
+    points = rows.assign(panel=rows["dataset"].map(_TITLES), by=rows["learner"], x=k.map(below.__getitem__), y=rows["mean"],
+                         lo=rows["mean"] - half, hi=rows["mean"] + half, n=rows["count"])
     return with_provenance(points, rows, unit="trial", missing=table.attrs["missing"])
 
-EXPERIMENT_ARTEFACTS["beyond_errors"] = Artefact("beyond_errors", "Ranking corrects the errors that matter: those in clear cases.", _error_points, {}, "curves",
+EXPERIMENT_ARTEFACTS["beyond_errors"] = Artefact(
+    "beyond_errors", "Ranking corrects the errors that matter: those in clear cases.", _error_points, {}, "curves",
     {"xlabel": "|Δ| up to", "ylabel": "wrong directions, per cent", "percent": 0, "labels": LEARNER_LABELS, "height": 1.9})
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-101
@@ -442,7 +552,7 @@ def _tau_points(
     folder: str | Path | None = None,
     groups: int = 5,
 ) -> pd.DataFrame: # points: a panel per data set, a line per learner over groups of trials
-    "Average the gain over BT among trials of similar Kendall's τ."
+    "Compute means of the gain over BT among trials of similar Kendall's τ."
     path = (repo_root() / FOLDER if folder is None else Path(folder)) / "strength_trials.csv.gz"
     if not path.exists(): raise UserError(f"{path}: no such table; run_experiment('strength') computes it")
     wide = pd.read_csv(path).pivot(index=["dataset", "trial", "kendall_tau"], columns="learner", values="pdc")
@@ -450,8 +560,12 @@ def _tau_points(
     gain["group"] = gain.groupby(["dataset", "learner"])["kendall_tau"].transform(lambda t: pd.qcut(t, groups, labels=False))
     found = average_cells(gain, ["dataset", "learner", "group"], "gain", "trial")
     x = gain.groupby(["dataset", "learner", "group"])["kendall_tau"].mean()
-    points = found.assign(panel=found["dataset"].map(_TITLES), by=found["learner"], y=found["mean"], x=pd.MultiIndex.from_frame(found[["dataset", "learner", "group"]]).map(x))
-    return with_provenance(points.sort_values("dataset", key=lambda d: d.map([*DATASETS].index), kind="stable"), gain, unit="trial")
+    points = found.assign(panel=found["dataset"].map(_TITLES), by=found["learner"], y=found["mean"],
+                          x=pd.MultiIndex.from_frame(found[["dataset", "learner", "group"]]).map(x))
+    points = points.sort_values("dataset", key=lambda d: d.map([*DATASETS].index), kind="stable")
+    return with_provenance(points, gain, unit="trial")
 
-EXPERIMENT_ARTEFACTS["beyond_tau"] = Artefact("beyond_tau", "What ranking within strata buys has nothing to do with Kendall's τ over all strata; what pooled ranking loses has.", _tau_points, {}, "curves",
+EXPERIMENT_ARTEFACTS["beyond_tau"] = Artefact(
+    "beyond_tau", "What ranking within strata buys has nothing to do with Kendall's τ over all strata; what pooled ranking loses has.",
+    _tau_points, {}, "curves",
     {"xlabel": "Kendall's τ of strength and speed", "ylabel": "gain in PDC over BT", "labels": LEARNER_LABELS, "height": 1.9})
