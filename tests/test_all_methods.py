@@ -7,7 +7,7 @@ import pytest
 from llama import save_multipref
 
 from responserank.llm import trainer as T
-from responserank.llm.methods import METHODS, _OPTIMIZER_FIELDS, METHOD_ROWS, PRESETS, resolve_settings
+from responserank.llm.methods import METHODS, METHOD_ROWS, _OPTIMIZER_FIELDS, PRESETS, current_names, resolve_settings
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=400 batch_size=16"
 PUBLISHED_METHODS = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
@@ -31,25 +31,25 @@ def shared_work(sources):
     """Read each source, train its tokenizer and tokenise it once; stop after three steps."""
     with pytest.MonkeyPatch.context() as patch:
         read, table, tokenizers, tokens, arguments = {}, T.simulated_table, {}, {}, T.training_arguments
-        load, make, cut = T._load_data, T.load_tokenizer, T.tokenise
+        load, make, cut = T._load_data, T.load_tokenizer, T.tokenize
         patch.setattr(T, "simulated_table", lambda: table(n=160))
         patch.setattr(T, "_SIMULATED_TEST", 32)
         patch.setattr(T, "_load_data", lambda data: read[data] if data in read else read.setdefault(data, load(data)))
         patch.setattr(T, "load_tokenizer", lambda s, texts: tokenizers.get(len(texts)) or tokenizers.setdefault(len(texts), make(s, texts)))
-        patch.setattr(T, "tokenise", lambda t, tok, n: tokens[id(tok)] if id(tok) in tokens else tokens.setdefault(id(tok), cut(t, tok, n)))
+        patch.setattr(T, "tokenize", lambda t, tok, n: tokens[id(tok)] if id(tok) in tokens else tokens.setdefault(id(tok), cut(t, tok, n)))
 
         def three_steps(*args, **kwargs):
             made = arguments(*args, **kwargs)
             made.max_steps = 3
             return made
         patch.setattr(T, "training_arguments", three_steps)
-        patch.setattr(T, "versions", dict), patch.setattr(T, "git_state", lambda: dict(commit=None, dirty=None, diff=None))
+        patch.setattr(T, "library_versions", dict), patch.setattr(T, "git_state", lambda: dict(commit=None, dirty=None, diff=None))
         yield
 
 
 @pytest.fixture(scope="module")
 def published(shared):
-    with open(shared / "reference/llm_methods.csv", newline="") as f: return {r.pop("method"): r for r in csv.DictReader(f)}
+    with open(shared / "reference/llm_methods.csv", newline="") as f: return {r.pop("method"): current_names(r) for r in csv.DictReader(f)}
 
 
 def same(value, text):

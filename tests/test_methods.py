@@ -6,7 +6,7 @@ import pytest
 
 from responserank.llm.methods import (_BASE_SETTINGS, _PUBLISHED_SETTINGS, METHOD_LABELS, METHODS, _OPTIMIZER_FIELDS, METHOD_ROWS, PRESETS, _RANGES, _MODEL_SHAPE, HASHED_NAMES, Settings, _method_differences, methods_csv,
                                       methods_table, resolve_settings)
-from responserank.llm.trainer import data_hash, run_group
+from responserank.llm.trainer import open_data, run_group
 from responserank.settings import UserError
 
 PUBLISHED_METHODS = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
@@ -76,7 +76,7 @@ def test_committed_runs_keep_their_group(method, data, group, root, shared):
     """Renaming a field, or adding one, must not change the hash that names a run's folder."""
     runs = pd.read_csv(root / "results/llm/runs.csv", keep_default_na=False)
     assert runs[(runs["method"] == method) & (runs["data"] == data) & (runs["overrides"] == "")]["group"].unique().tolist() == [group]
-    hashed = data_hash(data if data == "simulated" else str(shared / "data" / data))
+    hashed = open_data(data if data == "simulated" else str(shared / "data" / data)).content_hash
     assert run_group(method, "tiny", resolve_settings(method), hashed) == group
 
 

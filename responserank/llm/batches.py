@@ -29,7 +29,7 @@ def _fragments(
     order, # (n,) row numbers; slices of `batch_size` are the batches
     batch_size: int,
 ) -> pd.DataFrame: # a row per ranking, in order of appearance: size, fragments, fewest, largest, pairs_kept
-    "Say how batches cut each ranking."
+    "Count how batches cut each ranking."
     ids, order = _ids(ranking), np.asarray(order)
     if not np.array_equal(np.sort(order), np.arange(len(ids))): raise UserError(f"order must hold each of the {len(ids)} rows once")
     batches = -(-len(ids) // batch_size)
@@ -43,23 +43,24 @@ def _fragments(
 
 # %% ../../nbs/24_llm_batches.ipynb #cell-009
 def cohesion(
-    ranking, # (n,) number or name of each row's ranking
-    order, # (n,) row numbers; slices of `batch_size` are the batches
+    ranking: np.ndarray, # (n,) number or name of each row's ranking
+    order: np.ndarray, # (n,) row numbers; slices of `batch_size` are the batches
     batch_size: int,
 ) -> dict: # counts, shares in [0, 1], overhead in per cent
-    "Summarise how well batches keep rankings together."
+    "Compute how well batches keep rankings together."
     t = _fragments(ranking, order, batch_size)
     mean = lambda column: float(column.mean()) if len(t) else math.nan
     n, total = int(t["size"].sum()), int(t["fragments"].sum())
     return dict(n_rankings=len(t), n_batches=-(-n // batch_size),
                 intact=int((t["fragments"] == 1).sum()), intact_share=mean(t["fragments"] == 1),
                 mean_fragments=mean(t["fragments"]), mean_pairs_kept=mean(t["pairs_kept"]),
-                mean_fragment_size=n / max(total, 1), max_fragment_size=int(t["largest"].max()) if len(t) else 0, minimal_share=mean(t["fragments"] == t["fewest"]),
+                mean_fragment_size=n / max(total, 1),
+                max_fragment_size=int(t["largest"].max()) if len(t) else 0, minimal_share=mean(t["fragments"] == t["fewest"]),
                 fragment_overhead=100 * (total / max(int(t["fewest"].sum()), 1) - 1) if len(t) else 0.)
 
 # %% ../../nbs/24_llm_batches.ipynb #cell-012
 class _Pieces(NamedTuple):
-    "Where the rankings went, whole or in parts."
+    "Batches and the rankings, whole or in parts, that were placed in them."
     ranking: np.ndarray # (pieces,) int
     size: np.ndarray # (pieces,) comparisons
     batch: np.ndarray # (pieces,) int
@@ -77,7 +78,7 @@ def _best_fit(
     sizes: np.ndarray, # (rankings,) int; among equals the first goes first
     batch_size: int,
 ) -> _Pieces:
-    "Place rankings into full batches, largest first, each where it fits best."
+    "Place rankings in full batches, largest first, each where it fits best."
     full, short = divmod(int(np.sum(sizes)), batch_size)
     left, room = _grouped(np.asarray(sizes)), _grouped(np.array([batch_size] * full + [short]))
     pieces = []
@@ -101,12 +102,12 @@ def _best_fit(
 PACKERS = ("best_fit", "slice", "random")
 
 def pack_rows(
-    ranking, # (n,) number or name of each row's ranking
+    ranking: np.ndarray, # (n,) number or name of each row's ranking
     batch_size: int,
     how: str = "best_fit", # "slice", or "random", which ignores rankings
     rng: np.random.Generator | None = None, # None: nothing is shuffled
 ) -> np.ndarray: # (n,) row numbers; slices of `batch_size` are the batches
-    "Put rows in an order whose slices keep rankings together."
+    "Return an order of rows whose slices keep rankings together."
     check_name(how, PACKERS, "packer")
     if not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
         raise UserError(f"batch_size must be a whole number from 1, not {batch_size!r}")
@@ -129,12 +130,12 @@ def share_among_devices(
     devices: int, # how many there are
     empty: object, # stands in where there is nothing left
 ) -> list: # every `devices`-th item
-    "Deal items to devices, one after the other, and give every device as many as any other."
+    "Return one device's items, dealt in turn, the same number for every device."
     return [*items[device::devices], empty][:-(-len(items) // devices)]
 
 # %% ../../nbs/24_llm_batches.ipynb #cell-032
 class RankingBatchSampler(Sampler[list[int]]):
-    "Yield batches of row numbers that keep rankings together, packed anew each epoch."
+    "Yields batches of row numbers that keep rankings together, packed anew each epoch."
     drop_last = False # `accelerate` asks
 
     def __init__(self,
@@ -152,7 +153,7 @@ class RankingBatchSampler(Sampler[list[int]]):
         self.epoch, self.per_step, self.device, self.devices = 0, per_step, device, devices
 
     def set_epoch(self, epoch: int) -> None:
-        "Choose the epoch to be packed next."
+        "Set the epoch to be packed next."
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
@@ -173,7 +174,7 @@ def pad_right(
     pad_token_id: int,
     multiple: int | None = None, # round the width up to a multiple of this
 ) -> tuple[Tensor, Tensor]: # token ids and mask, both (n, width) int64
-    "Stack sequences, padded on the right."
+    "Return sequences as one tensor, padded on the right."
     length = np.fromiter(map(len, sequences), int, len(sequences))
     width = -(-length.max(initial=0) // (multiple or 1)) * (multiple or 1)
     mask = np.arange(width) < length[:, None]
@@ -184,7 +185,7 @@ def pad_right(
 # %% ../../nbs/24_llm_batches.ipynb #cell-040
 @dataclass(frozen=True)
 class PreferenceCollator:
-    "Make a batch of tensors from comparisons."
+    "Collates comparisons into a batch of tensors."
     pad_token_id: int
     batch_size: int | None = None # largest batch that is accepted; more comparisons mean that the loader cuts its own batches
     pad_to_multiple_of: int | None = None # of the width, for devices that like it
@@ -192,7 +193,7 @@ class PreferenceCollator:
     def __call__(self,
         features: list[dict], # chosen_ids, rejected_ids, rank, ranking, target, index
     ) -> dict[str, Tensor]:
-        "Stack chosen texts, then rejected ones, and their signals."
+        "Return chosen texts, then rejected ones, with their signals."
         if self.batch_size is not None and len(features) > self.batch_size:
             raise UserError(f"a batch of {len(features)} comparisons where {self.batch_size} are expected; "
                             "use RankingBatchSampler as the loader's batch_sampler")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PREFERENCES', 'vote_codes', 'vote_weights', 'vote_counts', 'flatten_lists', 'mean_preferences', 'find_column',
-           'unique_ids', 'from_votes', 'from_multipref', 'arguments_folder', 'read_arguments', 'read_preferences']
+           'unique_ids', 'from_votes', 'from_multipref', 'arguments_folder', 'read_arguments', 'frame_in_memory',
+           'read_preferences']
 
 # %% ../../nbs/21a_llm_formats.ipynb #cell-002
 import hashlib, json, os, shutil, tempfile, urllib.request, zipfile
@@ -433,7 +434,7 @@ def _shape_of(
                     f"(completion_a, completion_b, annotations); it has {', '.join(map(str, frame.columns))}")
 
 # %% ../../nbs/21a_llm_formats.ipynb #memory-02
-def _frame_in_memory(
+def frame_in_memory(
     data: object, # a data frame, a `datasets.Dataset` or `DatasetDict`, or a list of dicts
 ) -> tuple[pd.DataFrame, str]: # the frame, and its name for messages
     "Turn data that are in memory into a data frame."
@@ -482,7 +483,7 @@ def _read_comparisons(
         if folder := arguments_folder(data): return read_arguments(folder)
         (frame, found), name = _read_source(data), str(data)
         binarized = found if binarized is None else binarized
-    else: frame, name = _frame_in_memory(data)
+    else: frame, name = frame_in_memory(data)
     if len(frame) == 0: raise UserError(f"{name}: no rows")
     shape = _shape_of(frame, name)
     if shape == "multipref": return from_multipref(frame, binarized, name)

@@ -7,6 +7,7 @@ __all__ = ['RankingTrainer', 'cut_by_length', 'distributed_rank', 'training_argu
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-002
 import contextlib, math, os, time, warnings
+from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -23,12 +24,12 @@ def _batch_loss(
     batch: dict, # `rank`, `ranking_id`, `target`, each (n,)
     settings, # the method: `loss`, and what that loss needs
 ) -> Tensor: # scalar, summed over the comparisons
-    "Sum the method's loss, a row of `LOSSES`, over the comparisons of a batch."
+    "Compute the method's loss, a row of `LOSSES`, summed over the comparisons of a batch."
     return LOSSES[settings.loss](diff, batch, settings)
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-009
 class RankingTrainer(Trainer):
-    "Train a reward model on comparisons: batches keep rankings together, the loss is the method's."
+    "Trainer of reward models: batches keep rankings together, the loss is the method's."
     loss_is_scaled_for_ga = True # by `step_loss`
 
     def __init__(self,
@@ -51,7 +52,7 @@ def _count_comparisons(
     micro_batches: list, # the step's batches on this device
     accelerator, # knows the other devices
 ) -> int:
-    "Count the comparisons of an optimiser step over all micro-batches and devices."
+    "Count the comparisons of an optimizer step over all micro-batches and devices."
     n = sum(len(b["rank"]) for b in micro_batches)
     if accelerator.num_processes == 1: return n
     return int(accelerator.reduce(torch.tensor(n, device=accelerator.device), reduction="sum"))
@@ -72,7 +73,7 @@ def step_loss(self: RankingTrainer,
     inputs: dict, # the batch's signal
     comparisons: int, # in the whole step, on all devices
 ) -> Tensor: # scalar: the batch's share of the step's mean
-    "Divide the summed loss by the step's comparisons."
+    "Compute the summed loss divided by the step's comparisons."
     if not len(rewards): return rewards.sum() # a batch of nothing
     chosen, rejected = rewards.chunk(2)
     wide = rewards.dtype if rewards.dtype == torch.float64 else torch.float32
@@ -83,7 +84,7 @@ def _equal_parts(
     lengths: np.ndarray, # (n,) tokens of each text
     parts: int, # wanted at most
 ) -> list: # arrays of row numbers, the shortest texts first
-    "Cut texts, sorted by length, into parts of about equal numbers of tokens."
+    "Return parts of texts, sorted by length, of about equal numbers of tokens."
     order = np.argsort(lengths, kind="stable")
     part = (np.cumsum(lengths[order]) - lengths[order] / 2) * parts // max(lengths.sum(), 1)
     return [order[part == p] for p in range(parts) if (part == p).any()]
@@ -94,24 +95,25 @@ def cut_by_length(
     lengths: np.ndarray, # (n,) tokens of each text
     parts: int = 1, # at least this many; fewer only where there are fewer texts
 ) -> list: # arrays of row numbers, the shortest texts first
-    "Cut texts, sorted by length, into `parts` passes, or into up to eight times as many where that saves padding."
+    "Return texts, sorted by length, in `parts` passes, or in up to eight times as many where that saves padding."
     choices = [_equal_parts(lengths, parts * k) for k in (1, 2, 4, 8)]
     return min(choices, key=lambda choice: sum(len(rows) * lengths[rows].max() + _PASS_COST_TOKENS for rows in choice))
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-017
 @patch(as_prop=True)
 def sharded(self: RankingTrainer) -> bool:
-    "Tell if the weights are spread over devices (FSDP, ZeRO), which then meet in every pass through the model."
+    "Return whether the weights are spread over devices (FSDP, ZeRO), which then take part in every pass."
     return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
 @patch
 def plan_passes(self: RankingTrainer,
     lengths: np.ndarray, # (n,) tokens of each text of the batch
 ) -> list: # (row numbers, width) of each pass of this device
-    "Plan this device's passes through the model for one batch."
+    "Return this device's passes through the model for one batch."
     s, a = self.settings, self.accelerator
-    if s.loss_scope == "step": parts = share_among_devices(cut_by_length(lengths, -(-s.gradient_accumulation_steps // a.num_processes) * a.num_processes),
-                                             a.process_index, a.num_processes, np.zeros(0, int))
+    if s.loss_scope == "step":
+        fewest = -(-s.gradient_accumulation_steps // a.num_processes) * a.num_processes
+        parts = share_among_devices(cut_by_length(lengths, fewest), a.process_index, a.num_processes, np.zeros(0, int))
     else: parts = [np.arange(len(lengths))] if self.sharded or not len(lengths) else cut_by_length(lengths)
     return [(torch.from_numpy(rows), int(lengths[rows].max(initial=0))) for rows in parts]
 
@@ -120,8 +122,10 @@ def plan_passes(self: RankingTrainer,
 def _replay_random_state(
     state: tuple | None, # what `_random_state` returned; None: nothing to replay
 ):
-    "Draw inside the block the random numbers that were drawn after `state`, and outside it go on as if nothing had happened."
-    if state is None: yield; return
+    "Restore a random state inside the block; after it, random numbers continue as if the block had drawn none."
+    if state is None:
+        yield
+        return
     cpu, devices = state
     with torch.random.fork_rng(devices=[d for d, _ in devices]):
         torch.set_rng_state(cpu)
@@ -131,7 +135,7 @@ def _replay_random_state(
 def _random_state(
     device: torch.device, # where the model is
 ) -> tuple: # the CPU's state, and (device, state) of the accelerator's if there is one
-    "Remember the state of PyTorch's random numbers."
+    "Return the state of PyTorch's random numbers."
     return torch.get_rng_state(), [(device, torch.cuda.get_rng_state(device))] if device.type == "cuda" else []
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-020
@@ -163,10 +167,10 @@ def _step_in_parts(
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-024
 @patch
 def no_sync(self: RankingTrainer,
-    model, # as wrapped for the devices
+    model: torch.nn.Module, # as wrapped for the devices
     last: bool, # the step's last pass through the model
-): # a context
-    "Hold the exchange of gradients between devices back until the last pass."
+) -> contextlib.AbstractContextManager:
+    "Return a context in which devices exchange gradients only in the last pass."
     wait = not last and self.accelerator.num_processes > 1 and not self.sharded
     return self.accelerator.no_sync(model) if wait else contextlib.nullcontext()
 
@@ -185,22 +189,22 @@ def backward(self: RankingTrainer,
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-025
 @patch
 def training_step(self: RankingTrainer,
-    model, # as wrapped for the devices
+    model: torch.nn.Module, # as wrapped for the devices
     inputs: dict, # what the collator made
     num_items_in_batch: int | None = None, # comparisons in the whole step
 ) -> Tensor: # the share of this batch and device in the step's mean loss, times the devices, since `Trainer` logs their mean
-    "Score a batch pass by pass, and back-propagate its loss."
+    "Compute a batch's rewards pass by pass, and back-propagate its loss."
     model.train()
     lengths = inputs["attention_mask"].sum(1).numpy()
     inputs = self._prepare_inputs(inputs)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     plan = self.plan_passes(lengths)
     parts = [rows.to(ids.device) for rows, _ in plan]
-    def score(i, last=True):
+    def _score(i, last=True):
         with self.no_sync(model, last): return score_batch(model, *(t[parts[i], :plan[i][1]] for t in (ids, mask)))
     loss_of = lambda rewards: self.step_loss(rewards, inputs, num_items_in_batch)
-    if self.settings.loss_scope == "step": return _step_in_parts(score, parts, len(ids), loss_of, self.backward, self.gather)
-    scored = torch.cat([score(i) for i in range(len(parts))])
+    if self.settings.loss_scope == "step": return _step_in_parts(_score, parts, len(ids), loss_of, self.backward, self.gather)
+    scored = torch.cat([_score(i) for i in range(len(parts))])
     loss = loss_of(torch.empty_like(scored).scatter(0, torch.cat(parts), scored))
     self.backward(loss)
     return loss.detach() * self.accelerator.num_processes
@@ -209,12 +213,12 @@ def training_step(self: RankingTrainer,
 def gather(self: RankingTrainer,
     rewards: Tensor, # (n,), zeros where another device scored
 ) -> Tensor: # (n,), the same on every device
-    "Add up the devices' rewards."
+    "Return the sum of the devices' rewards."
     return rewards if self.accelerator.num_processes == 1 else self.accelerator.reduce(rewards, reduction="sum")
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-027
 def distributed_rank() -> tuple[int, int]: # the number of this process, and how many there are
-    "Meet the other processes that `torchrun` or `accelerate launch` started, if any."
+    "Return this process's number and the number of processes that `torchrun` or `accelerate launch` started."
     if int(os.environ.get("WORLD_SIZE") or 1) == 1: return 0, 1
     from accelerate import PartialState
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning) # accelerate's business
@@ -222,26 +226,27 @@ def distributed_rank() -> tuple[int, int]: # the number of this process, and how
     return state.process_index, state.num_processes
 
 class _RankingLoader(DataLoader):
-    "A loader that tells its batch sampler which epoch it is."
-    def set_epoch(self, epoch: int):
+    "DataLoader that passes the epoch on to its batch sampler."
+    def set_epoch(self, epoch: int) -> None:
         "Pass the epoch on."
         self.batch_sampler.set_epoch(epoch)
 
 @patch
 def get_train_dataloader(self: RankingTrainer) -> DataLoader: # not wrapped for several devices, since the sampler sees to them
-    "Load this device's micro-batches, or whole steps where the loss spans them, with the rankings kept together."
+    "Return the loader of this device's micro-batches, or of whole steps where the loss spans them."
     s, a, ranking = self.settings, self.accelerator, np.array([r["ranking"] for r in self.train_dataset])
-    dealt = dict(per_step=s.gradient_accumulation_steps, device=a.process_index, devices=a.num_processes) if s.loss_scope == "micro_batch" else {}
+    dealt = dict(per_step=s.gradient_accumulation_steps, device=a.process_index, devices=a.num_processes)
+    if s.loss_scope != "micro_batch": dealt = {}
     sampler = RankingBatchSampler(ranking, s.scope_size, packer="random" if s.sampler == "random" else s.packer, seed=self.seed, **dealt)
     return _RankingLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-029
 def training_arguments(
     settings: Settings,
-    folder, # for checkpoints
+    folder: Path, # for checkpoints
     seed: int, # of the model: dropout
 ) -> TrainingArguments:
-    "Translate the settings for `Trainer`."
+    "Return the settings as `Trainer`'s arguments."
     s, devices = settings, distributed_rank()[1]
     if s.loss_scope == "micro_batch" and devices > s.gradient_accumulation_steps:
         raise UserError(f"{devices} processes cannot share the {s.gradient_accumulation_steps} micro-batches of a step: start fewer, "
@@ -261,18 +266,19 @@ def training_arguments(
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-031
 @patch
 def evaluate(self: RankingTrainer,
-    eval_dataset=None, # unused, as is the next: the test rows are the trainer's own
-    ignore_keys=None,
+    eval_dataset: object = None, # not used: the test rows are the trainer's own
+    ignore_keys: object = None, # not used
     metric_key_prefix: str = "eval",
 ) -> dict: # the measures, each under the prefix
-    "Score the test rows and log their measures."
+    "Compute the rewards of the test rows and log their measures."
     start, n = time.time(), len(self.test)
     both = score_tokens(self.model_wrapped if self.sharded else self.model, [*self.test.tokens_a, *self.test.tokens_b], self.pad_token_id,
                         self.settings.eval_tokens, self.accelerator)
     self.rewards = both[:n], both[n:]
     metrics = {f"{metric_key_prefix}_{k}": v for k, v in evaluate_rewards(self.test, *self.rewards).items()}
     self.control.should_evaluate = False
-    self.control = self.callback_handler.call_event("on_evaluate", self.args, self.state, self.control, metrics=metrics, accelerator=self.accelerator) # RewardBench adds its own
+    self.control = self.callback_handler.call_event("on_evaluate", self.args, self.state, self.control, metrics=metrics,
+                                                    accelerator=self.accelerator) # RewardBench adds its own measures
     self.log(metrics)
     self.seconds_evaluating += time.time() - start
     return metrics

@@ -73,8 +73,9 @@ def sweep_grid(
     methods, fractions, seeds = read_methods(methods), read_fractions(fractions), read_seeds(seeds)
     overrides = [overrides] if isinstance(overrides, str) else list(overrides) or [""]
     settings = {(m, o): resolve_settings(m, preset, o) for m in methods for o in overrides} # every unknown name is found here
-    from responserank.llm.trainer import data_hash, resolve_path, run_group
-    hashed = data_hash(data := resolve_path(data))
+    from responserank.llm.trainer import open_data, run_group
+    opened = open_data(data)
+    data, hashed = opened.name, opened.content_hash
     groups = {key: run_group(key[0], preset, s, hashed) for key, s in settings.items()}
     rows = [dict(method=m, preset=preset, data=data, fraction=f, seed=s, overrides=o, group=groups[m, o], run=run_folder("", groups[m, o], f, s).as_posix())
             for s in seeds for f in fractions for m, o in settings]
