@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_HASHED', 'HEARTBEAT_SECONDS', 'EXPIRY_SECONDS', 'PROGRESS_SECONDS', 'REPEATED_SIGNAL_SECONDS', 'group_name',
            'run_folder', 'run_status', 'seconds_since_heartbeat', 'Interrupted', 'error_line', 'Claim', 'claim_run',
-           'defer_signals', 'in_kernel', 'interruptible', 'flatten_keys', 'resolve_status', 'collect_runs',
-           'ProgressBar', 'progress']
+           'defer_signals', 'in_kernel', 'die_with_parent', 'interruptible', 'flatten_keys', 'resolve_status',
+           'run_folders', 'collect_runs', 'ProgressBar', 'progress']
 
 # %% ../nbs/04c_runs.ipynb #cell-002
 import contextlib, ctypes, hashlib, json, math, os, re, select, signal
@@ -319,11 +319,15 @@ def in_kernel() -> bool:
     get = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
     return getattr(get(), "kernel", None) is not None
 
-def _die_with_parent(on):
+def die_with_parent(
+    parent: int | None = None, # number of the process that started this one; None: the present parent
+    on: bool = True, # False: undo it
+) -> None:
+    "Ask the system (Linux only) for SIGTERM when the parent ends; raise `Interrupted` if it has ended already."
     if not sys.platform.startswith("linux"): return
-    parent = int(os.environ.get("JPY_PARENT_PID") or 0) if in_kernel() else os.getppid() # Jupyter tells kernels who started them
     ctypes.CDLL(None).prctl(1, int(signal.SIGTERM) if on else 0)
-    if on and parent and os.getppid() != parent and _process_start(parent) is None: raise Interrupted("the parent process ended")
+    if on and parent and os.getppid() != parent and _process_start(parent) is None:
+        raise Interrupted("the parent process ended")
 
 # %% ../nbs/04c_runs.ipynb #cell-057
 @contextlib.contextmanager
@@ -337,10 +341,11 @@ def interruptible(
     with_parent, _HELD["raised"] = in_kernel() if with_parent is None else with_parent, -math.inf
     old = {s: signal.signal(s, _on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        if with_parent: _die_with_parent(True)
+        if with_parent: # Jupyter tells kernels who started them
+            die_with_parent(int(os.environ.get("JPY_PARENT_PID") or 0) if in_kernel() else None)
         yield
     finally:
-        if with_parent: _die_with_parent(False)
+        if with_parent: die_with_parent(on=False)
         for s, handler in old.items(): signal.signal(s, handler if handler is not None else signal.SIG_DFL)
 
 # %% ../nbs/04c_runs.ipynb #cell-061
@@ -359,6 +364,14 @@ def resolve_status(folder: str | Path) -> tuple[str, dict]: # as `run_status`, n
     with contextlib.suppress(UserError, OSError): claim_run(folder, facts=metrics).interrupt("its worker died")
     return "interrupted", metrics | dict(status="interrupted", error="its worker died")
 
+def run_folders(
+    root: str | Path, # a folder such as runs/
+) -> list[Path]: # sorted
+    "List the run folders `<group>/<fraction>/<seed>` below a folder: those with a result or a claim."
+    root = Path(root)
+    if not root.is_dir(): raise UserError(f"{root}: no such folder of runs")
+    return sorted({p.parent for name in ("metrics.json", "claim-*.json") for p in root.glob(f"*/*/*/{name}")})
+
 def _row(folder, root):
     status, metrics = resolve_status(folder)
     parts = folder.relative_to(root).parts
@@ -372,10 +385,8 @@ def collect_runs(
     root: str | Path, # a folder such as runs/
 ) -> pd.DataFrame: # one row per run folder, sorted; empty table if there are none
     "Read all runs below a folder into one table."
-    root, first = Path(root), ["run", "status", "method", "preset", "data", "fraction", "seed", "group", "error"]
-    if not root.is_dir(): raise UserError(f"{root}: no such folder of runs")
-    folders = {p.parent for name in ("metrics.json", "claim-*.json") for p in root.rglob(name)}
-    rows = pd.DataFrame([_row(folder, root) for folder in sorted(folders)])
+    first = ["run", "status", "method", "preset", "data", "fraction", "seed", "group", "error"]
+    rows = pd.DataFrame([_row(folder, Path(root)) for folder in run_folders(root)])
     return rows.reindex(columns=[*first, *(c for c in rows.columns if c not in first)])
 
 # %% ../nbs/04c_runs.ipynb #cell-065

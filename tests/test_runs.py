@@ -100,7 +100,7 @@ def test_unknown_name_without_a_near_one_lists_the_known():
 
 
 def test_seeds_are_the_same_in_another_process():
-    code = "from responserank.runs import derive_seed, rng; print(derive_seed(3, 'draw'), rng(3, 'draw').integers(10**9))"
+    code = "from responserank.files import derive_seed, rng; print(derive_seed(3, 'draw'), rng(3, 'draw').integers(10**9))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                          env=os.environ | {"PYTHONHASHSEED": "7"}).stdout
     assert out.split() == [str(derive_seed(3, "draw")), str(rng(3, "draw").integers(10**9))]

@@ -11,11 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 import pandas as pd
 from ..runs import (NOT_HASHED, error_line, progress,
-                               run_folder, resolve_status)
+                               run_folder, run_folders, resolve_status)
 from ..settings import UserError, nearest_names
 from ..files import repo_root, write_csv
 from .methods import Settings, current_names, resolve_settings
-from .sweep import data_name, run_folders
+from .sweep import data_name
 
 # %% ../../nbs/27c_llm_collect.ipynb #cell-046
 def _as_text(value: object) -> str: # as `parse_overrides` reads it
