@@ -6,15 +6,15 @@
 __all__ = ['main']
 
 # %% ../nbs/90_command_line.ipynb #cell-002
-import contextlib, errno
-from collections.abc import Iterator
+import contextlib, errno, sys
+from collections.abc import Callable, Iterator
 import click
 
 # %% ../nbs/90_command_line.ipynb #cell-005
 def _explain(
     error: BaseException,
 ) -> tuple[str, int]: # the line to print, and the exit status
-    "Say in one line what went wrong, and whose fault it was."
+    "Return an error as one line, and the exit status."
     if isinstance(error, click.ClickException): return " ".join(error.format_message().split()), 2
     from responserank.settings import UserError
     from responserank.runs import error_line
@@ -35,7 +35,7 @@ def _one_line_errors(ctx: click.Context) -> Iterator[None]:
         ctx.exit(status)
 
 class _Commands(click.Group):
-    "A group of commands whose errors are one line each."
+    "Group of commands whose errors are one line each."
     def parse_args(self, ctx: click.Context, args: list[str]):
         "Read the options."
         with _one_line_errors(ctx): return super().parse_args(ctx, args)
@@ -134,7 +134,7 @@ def _with_gains(
     table, # one row per run, indexed by method, as `measures_table` makes it
     measures: tuple = ("accuracy", "pdc", "margin_correlation"), # those that the table has are compared
 ): # the same table, and a row for each run but the first: its measures minus the first one's
-    "Append to a table of runs what each gained over the first."
+    "Return a table of runs with the gains of each over the first."
     import pandas as pd
     kept = [m for m in measures if m in table]
     gains = table[kept].iloc[1:] - table[kept].iloc[0]
@@ -179,7 +179,7 @@ def _train_command(methods: tuple, **parameters):
       responserank train rr_agree --preset small --overrides "peft=lora epochs=1"
     """
     from responserank.llm.methods import resolve_settings
-    for method in methods: resolve_settings(method, parameters["preset"], parameters["overrides"]) # all mistakes before the first hour of work
+    for method in methods: resolve_settings(method, parameters["preset"], parameters["overrides"]) # mistakes first
     from responserank.llm.trainer import train_once
     from responserank.llm.optimizer_step import distributed_rank
     results = [train_once(method, **parameters) for method in methods]
@@ -192,7 +192,8 @@ def _train_command(methods: tuple, **parameters):
 @click.option("--trials", type=int, help="Trials of each data set.  [default: 100]")
 @click.option("--sizes", help="Shares of the 50 training comparisons.  [default: 0.5,0.6,0.7,0.8,0.9,1.0]")
 @click.option("--seed", type=int, default=42, help="Governs everything.")
-@click.option("--out", help="Folder of the tables; what is there is read, never written over.  [default: results/synthetic, or with --mini runs/synthetic_mini]")
+@click.option("--out", help="Folder of the tables; what is there is read, never written over.  "
+                            "[default: results/synthetic, or with --mini runs/synthetic_mini]")
 @click.option("--mini", is_flag=True, help="2 trials at sizes 0.5 and 1.0, unless told otherwise.")
 @click.option("--keep", type=int, help="Write the fits of so many trials only; the summary covers all.")
 @click.option("--workers", type=int, help="Processes.  [default: one for each core]")
@@ -200,7 +201,7 @@ def _train_command(methods: tuple, **parameters):
 def _synthetic_command(mini: bool, **parameters):
     """Fit the learners of the synthetic study and average their measures.
 
-    A study that was stopped goes on where it was; one that is finished is read.
+    A study that was stopped continues where it was. One that is finished is read.
 
     \b
     Examples:
@@ -216,7 +217,7 @@ def _synthetic_command(mini: bool, **parameters):
 
 
 # %% ../nbs/90_command_line.ipynb #grid-01
-def _grid_options(command):
+def _grid_options(command: Callable) -> Callable:
     "Add the options that describe a grid."
     for option in reversed([
         click.option("--methods", required=True, help="Names or patterns, separated by commas; all: the sixty published ones."),
@@ -238,7 +239,8 @@ def _print_sweep(done):
     "Print how a sweep ended, with what failed; exit with 1 if something did."
     failed, elsewhere = done[done["status"] == "failed"], int((done["status"] == "running").sum())
     waiting = int((done["status"] == "waiting").sum())
-    click.echo(f"{len(done)} runs: {int((done['status'] == 'finished').sum())} finished ({int(done['wall'].notna().sum()) - len(failed)} of them now), {len(failed)} failed"
+    finished, now = int((done["status"] == "finished").sum()), int(done["wall"].notna().sum()) - len(failed)
+    click.echo(f"{len(done)} runs: {finished} finished ({now} of them now), {len(failed)} failed"
                + (f", {elsewhere} being run by others" if elsewhere else "") + (f", {waiting} not begun" if waiting else ""))
     for row in failed.itertuples(): click.echo(f"failed {row.run}: {row.error}", err=True)
     if waiting: click.echo("the disk is full: make room, then give the same command again", err=True)
@@ -257,7 +259,7 @@ def _print_sweep(done):
 def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, retries: int, wandb_mode: str, dry_run: bool, **options):
     """Do the runs of a grid that are not finished: methods x fractions x seeds.
 
-    Runs go to the folders where `train` puts them, each with its executed notebook. Stopped by Ctrl-C, the same command goes on later.
+    Runs go to the folders where `train` puts them, each with its executed notebook. Stopped by Ctrl-C, the same command continues later.
 
     \b
     Examples:
@@ -265,8 +267,8 @@ def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, 
       responserank sweep --methods all --preset paper --data allenai/multipref --slurm --workers 8 --sbatch=--gres=gpu:1
     """
     from responserank.llm import sweep as chapter
-    from responserank.settings import check_name
     from responserank.files import repo_root
+    from responserank.settings import check_name
     from responserank.llm.trainer import WANDB_MODES
     from responserank.llm.workers import train_notebook
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
@@ -276,11 +278,12 @@ def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, 
     if share: runs = chapter.take_share(runs, share)
     folder, words = repo_root() / out, _grid_words(options)
     lines = chapter.grid_lines(runs, folder)
-    if slurm: return _print_slurm(runs, folder, [*words, "--retries", str(retries), "--wandb-mode", wandb_mode], workers, sbatch, lines, dry_run)
+    if slurm:
+        words += ["--retries", str(retries), "--wandb-mode", wandb_mode]
+        return _print_slurm(runs, folder, words, workers, sbatch, lines, dry_run)
     if dry_run: return click.echo("\n".join(lines))
     if not share: chapter.note_grid(runs, folder, " ".join(words))
     if train_notebook() is None: click.echo("no checkout around: runs are done without a notebook", err=True)
-    import sys
     say = lambda line: None if sys.stderr.isatty() else click.echo(line, err=True) # a terminal has the bar
     _print_sweep(chapter.sweep(runs, out, workers, retries, wandb_mode, say))
 
@@ -329,11 +332,12 @@ def _status_command(runs: str, watch: bool, every: float):
 @click.option("--runs", default="runs", help="Folder of runs.")
 @click.option("--wandb", metavar="ENTITY/PROJECT", help="Collect a wandb project instead of a folder.")
 @click.option("--control", is_flag=True, help="Collect control runs, of the published naming; needs --wandb.")
-@click.option("--out", help="Table to write; what is there already stays.  [default: results/llm/runs.csv, or with --control the folder results/rl_control]")
+@click.option("--out", help="Table to write; what is there already stays.  "
+                            "[default: results/llm/runs.csv, or with --control the folder results/rl_control]")
 def _collect_command(runs: str, wandb: str | None, control: bool, out: str | None):
     """Collect runs into one table, one row per run.
 
-    Rows that are in the table already stay; unfinished, broken and changed runs are named.
+    Rows that are in the table already stay. Unfinished, broken and changed runs are named.
 
     \b
     Examples:
@@ -361,7 +365,8 @@ def _manifest_lines(
     for source, rows in manifest.groupby("source", sort=False):
         yield f"{source}: " + ", ".join(f"{n} {status}" for status, n in rows["status"].value_counts(sort=False).items())
     marked = manifest[~manifest["status"].isin(["complete", "nothing new"])]
-    for _, r in marked.head(most).iterrows(): yield f"  {r['source']}/{r['artefact']}: {r['status']}" + (f" ({r['note'][:90]})" if r["note"] else "")
+    for _, r in marked.head(most).iterrows():
+        yield f"  {r['source']}/{r['artefact']}: {r['status']}" + (f" ({r['note'][:90]})" if r["note"] else "")
     if len(marked) > most: yield f"  and {len(marked) - most} more, in manifest.csv"
 
 @main.command("paper")

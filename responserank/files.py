@@ -39,7 +39,7 @@ def _digest(parts):
 def derive_seed(
     *parts: int | str | float, # e.g. 42, "split"
 ) -> int: # in [0, 2**32), which every library takes
-    "Hash the parts to a seed, the same one in every process."
+    "Return a seed that is a hash of the parts, the same one in every process."
     return int.from_bytes(_digest(parts)[:4], "big")
 
 def rng(*parts: int | str | float) -> np.random.Generator: # seeded by all 256 bits of the hash
@@ -49,7 +49,7 @@ def rng(*parts: int | str | float) -> np.random.Generator: # seeded by all 256 b
 # %% ../nbs/04b_files.ipynb #cell-026
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> typing.Iterator[Path]: # a temporary name beside `path`, with the same suffix
-    "Lend a temporary path that replaces `path` when the block ends well and vanishes when it doesn't."
+    "Yield a temporary path that replaces `path` when the block ends without an error, and is removed otherwise."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part{path.suffix}")
@@ -104,14 +104,15 @@ def _table_hash(table):
         column = table[name]
         numeric = column.dtype.kind in "biuf"
         kind = str(column.dtype) if numeric else "text"
-        content = np.ascontiguousarray(column.to_numpy()).tobytes() if numeric else json.dumps(column.tolist(), default=json_default).encode()
+        if numeric: content = np.ascontiguousarray(column.to_numpy()).tobytes()
+        else: content = json.dumps(column.tolist(), default=json_default).encode()
         whole.update(f"{name}:{kind}:{len(content)};".encode() + content)
     return whole.hexdigest()
 
 def content_hash(
     data: str | Path | pd.DataFrame, # a file, a folder (its visible files), a table, or a name such as "simulated"
 ) -> str: # 16 hexadecimal digits
-    "Hash what the data say, not where they lie."
+    "Return a hash of data's content, whatever their path."
     if isinstance(data, pd.DataFrame): return _table_hash(data)[:16]
     path = Path(data)
     try: path.stat()
@@ -153,8 +154,11 @@ def git_state() -> dict: # commit, dirty, diff (8 digits of its hash); all None 
 def published_folder() -> Path: # with llm_runs.csv.gz, synthetic_trials.csv.gz, …
     "Return the folder of the published tables: this checkout's, or else the one that came with the package."
     package = Path(str(resources.files("responserank")))
-    places = [repo_root() / "results" / "published", package / "published", package.parent / "results" / "published"] # the last: an editable install
+    places = [repo_root() / "results" / "published", package / "published",
+              package.parent / "results" / "published"] # the last: an editable install
     found = next((p for p in places if (p / "llm_runs.csv.gz").is_file()), None)
-    if found is None: raise UserError("the published tables (results/published) are neither in a checkout around this folder nor in the installed package")
+    if found is None:
+        raise UserError("the published tables (results/published) are neither in a checkout around this folder "
+                        "nor in the installed package")
     return found
 

@@ -60,7 +60,8 @@ def _run_in_pool(pool, function, jobs, name): # (index, result), as they finish
     index = {pool.submit(_call, function, job): i for i, job in enumerate(jobs)}
     for future in as_completed(index):
         try: yield index[future], future.result()
-        except BrokenProcessPool: raise RuntimeError("a worker process was killed, often because memory was short; try fewer workers") from None
+        except BrokenProcessPool:
+            raise RuntimeError("a worker process was killed, often because memory was short; try fewer workers") from None
         except Exception as e: raise _named_error(e, jobs[index[future]], name)
 
 def _in_order(results): # (index, result) in the order of the indices

@@ -21,7 +21,8 @@ from .settings import UserError
 from .files import canonical_json, git_state, json_default, read_json, write_json
 
 # %% ../nbs/04c_runs.ipynb #cell-032
-NOT_HASHED = ("method", "preset", "model_seed", "seed", "fraction", "out", "redo", "dry_run", "save_model", "wandb_mode", "checkpoint_steps", "evaluate")
+NOT_HASHED = ("method", "preset", "model_seed", "seed", "fraction", "out", "redo", "dry_run", "save_model", "wandb_mode",
+              "checkpoint_steps", "evaluate") # no part of what tells two groups of runs apart
 
 def _whole(value): # 2.0 and 2 are the same setting
     if isinstance(value, dict): return {k: _whole(v) for k, v in value.items()}
@@ -52,7 +53,9 @@ def run_folder(
     return Path(out) / group / format(fraction, "g") / str(seed)
 
 # %% ../nbs/04c_runs.ipynb #cell-040
-HEARTBEAT_SECONDS, EXPIRY_SECONDS, PROGRESS_SECONDS = 15.0, 300.0, 2.0 # seconds between heartbeats; silence after which a claim is dead; between notes of progress
+HEARTBEAT_SECONDS = 15.0 # between heartbeats
+EXPIRY_SECONDS = 300.0 # without a heartbeat, after which a claim is dead
+PROGRESS_SECONDS = 2.0 # between notes of progress
 
 def _process_start(pid): # None where no such process runs; a zombie doesn't
     try: fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -76,7 +79,7 @@ def _is_dead(
     holder: dict, # what a claim file says; empty if it can't be read
     silent: float, # seconds since its last heartbeat
 ) -> bool:
-    "Tell if nobody stands behind a claim any more."
+    "Return whether the process that holds a claim is gone."
     if silent > EXPIRY_SECONDS: return True
     return holder.get("place") == _place() and not _alive(holder["pid"], holder["started"])
 
@@ -129,7 +132,7 @@ def _metrics(folder): # what metrics.json says; {} without one
 def run_status(
     folder: str | Path,
 ) -> tuple[str, dict]: # finished, failed, interrupted, dry_run, running, dead, corrupt or empty; what is known of it
-    "Tell how a run stands."
+    "Return the status of a run."
     folder = Path(folder)
     metrics = _metrics(folder)
     if metrics.get("status") == "finished": return "finished", metrics
@@ -156,16 +159,16 @@ def _parent_watch(parent): # lends a function that waits, a quarter of a second 
 
 # %% ../nbs/04c_runs.ipynb #cell-048
 class Interrupted(KeyboardInterrupt):
-    "The run was asked to stop, by SIGTERM, Ctrl-C or the end of its parent process."
+    "Raised where a run is asked to stop, by SIGTERM, Ctrl-C or the end of its parent process."
     _render_traceback_ = UserError._render_traceback_
 
 def error_line(error: BaseException) -> str:
-    "Say in one line what went wrong."
+    "Return an error as one line."
     text = " ".join(str(error).split())
     return text if isinstance(error, (UserError, Interrupted)) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 class Claim:
-    "The right to do one run; a context manager that records how the run ended."
+    "Claim of one run; a context manager that records how the run ended."
     def __init__(self, folder: Path, path: Path | None = None, token: str = "", finished: dict | None = None, facts: dict | None = None):
         self.folder, self.path, self.token, self.finished, self.facts = folder, path, token, finished, facts or {}
         self._stop, self._lock, self._pid = threading.Event(), threading.RLock(), os.getpid()
@@ -220,12 +223,12 @@ def _record_end(self: Claim, status, error):
 
 @patch
 def fail(self: Claim, error: BaseException | str) -> None:
-    "Record that the run failed, with the error in one line."
+    "Write that the run failed, with the error in one line."
     self._record_end("failed", error_line(error) if isinstance(error, BaseException) else str(error))
 
 @patch
 def interrupt(self: Claim, error: str = "interrupted") -> None:
-    "Record that the run was stopped."
+    "Write that the run was stopped."
     self._record_end("interrupted", error)
 
 # %% ../nbs/04c_runs.ipynb #cell-052
@@ -242,8 +245,12 @@ def _beat(self: Claim): # the heartbeat's thread
             if wait(min(HEARTBEAT_SECONDS, PROGRESS_SECONDS)) and not self._stop.is_set(): return self.interrupt("the parent process ended")
             now = time.monotonic()
             with contextlib.suppress(OSError):
-                if now - last >= HEARTBEAT_SECONDS: last = now; os.utime(path)
-                if now - noted >= PROGRESS_SECONDS: noted = now; self._note()
+                if now - last >= HEARTBEAT_SECONDS:
+                    last = now
+                    os.utime(path)
+                if now - noted >= PROGRESS_SECONDS:
+                    noted = now
+                    self._note()
 
 # %% ../nbs/04c_runs.ipynb #cell-053
 def _warn(message): warnings.warn(message, stacklevel=3)
@@ -279,7 +286,9 @@ def claim_run(
         if finished := _usable(folder, redo): break
         me["token"] = uuid.uuid4().hex
         if path := _take(folder, me):
-            if finished := _usable(folder, redo): path.unlink(missing_ok=True); break
+            if finished := _usable(folder, redo):
+                path.unlink(missing_ok=True)
+                break
             _clear(folder)
             return Claim(folder, path, me["token"], facts=facts)
         time.sleep(np.random.default_rng().uniform(0, 0.01 * (attempt + 1)))
@@ -295,7 +304,7 @@ REPEATED_SIGNAL_SECONDS = 2 # seconds in which another signal repeats the last: 
 
 @contextlib.contextmanager
 def defer_signals() -> typing.Iterator[None]:
-    "Hold `Interrupted` back until the block is over; for writing last words."
+    "Defer `Interrupted` until the block is over, so that the end of a run is written whole."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -315,7 +324,7 @@ def _on_signal(number, frame):
         raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 def in_kernel() -> bool:
-    "Tell if this process is a Jupyter kernel."
+    "Return whether this process is a Jupyter kernel."
     get = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
     return getattr(get(), "kernel", None) is not None
 
@@ -350,7 +359,7 @@ def interruptible(
 
 # %% ../nbs/04c_runs.ipynb #cell-061
 def flatten_keys(nested: dict, prefix: str = "") -> dict: # lists are left out
-    "Join the keys of nested dicts with dots."
+    "Return nested dicts as one, with keys joined by dots."
     flat = {}
     for key, value in nested.items():
         if isinstance(value, dict): flat |= flatten_keys(value, f"{prefix}{key}.")
@@ -358,7 +367,7 @@ def flatten_keys(nested: dict, prefix: str = "") -> dict: # lists are left out
     return flat
 
 def resolve_status(folder: str | Path) -> tuple[str, dict]: # as `run_status`, never "dead"
-    "Tell how a run stands, and mark it interrupted where its worker died."
+    "Return the status of a run; where its worker died, mark it interrupted."
     status, metrics = run_status(folder)
     if status != "dead": return status, metrics
     with contextlib.suppress(UserError, OSError): claim_run(folder, facts=metrics).interrupt("its worker died")
@@ -391,11 +400,11 @@ def collect_runs(
 
 # %% ../nbs/04c_runs.ipynb #cell-065
 class _NotebookLine:
-    "Where a bar writes in a notebook: one line of output that is rewritten, so that saved notebooks stay tidy."
+    "Output of a progress bar in a notebook: one line that is rewritten."
     handle = None
 
     def write(self, text: str):
-        "Replace the line, unless there is nothing to show."
+        "Set the line's text, unless there is nothing to show."
         from IPython.display import display
         shown = {"text/plain": text.strip()}
         if not shown["text/plain"]: return
@@ -409,7 +418,7 @@ class _NotebookLine:
 _BARS = [] # weak references to the bars that are open, outermost first
 
 class ProgressBar(tqdm):
-    "A bar that counts also where it is not shown."
+    "Progress bar that counts also where it is not shown."
     def __init__(self, *args, **kwargs):
         self.begun, self.counted, self.doing = time.time(), kwargs.get("initial", 0), kwargs.get("desc", "")
         super().__init__(*args, **kwargs)
@@ -426,13 +435,13 @@ class ProgressBar(tqdm):
             if self.disable: self.counted += 1
 
     def close(self):
-        "Forget the bar, and clear it."
+        "Remove the bar from the open ones, and clear it."
         _BARS[:] = [ref for ref in _BARS if ref() is not None and ref() is not self]
         super().close()
 
 # %% ../nbs/04c_runs.ipynb #split-02
 def _bar_state() -> dict | None: # doing, done, total, seconds so far; None without a bar
-    "Say how far the outermost open bar is."
+    "Return how far the outermost open bar is."
     bar = next((bar for ref in _BARS if (bar := ref()) is not None and bar.total), None)
     return None if bar is None else dict(doing=bar.doing, done=bar.counted, total=bar.total, seconds=time.time() - bar.begun)
 
@@ -442,7 +451,7 @@ def progress(
     desc: str = "",
     **kwargs, # for `tqdm`
 ) -> ProgressBar:
-    "Wrap an iterable in a progress bar that stays out of logs."
+    "Return an iterable with a progress bar, which is not shown in log files."
     notebook = in_kernel()
     quiet = not notebook and not sys.stderr.isatty()
     return ProgressBar(iterable, total=total, desc=desc, disable=quiet, delay=2 if notebook else 0, leave=notebook,

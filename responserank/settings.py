@@ -13,7 +13,7 @@ import numpy as np
 
 # %% ../nbs/04a_settings.ipynb #cell-005
 class UserError(ValueError):
-    "A mistake in what the user gave: one line saying what is wrong, where, and what would be right."
+    "Error in what the user gave: one line that says what is wrong, where, and what would be right."
     def __init__(self, message: str): super().__init__(" ".join(str(message).split()))
 
     def _render_traceback_(self) -> list[str]:

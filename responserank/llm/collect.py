@@ -37,8 +37,10 @@ def _override_text(metrics: dict) -> str: # "epochs=2 rank_weight=0.25"; empty f
     return " ".join(f"{k}={_as_text(v)}" for k, v in sorted(changed.items()))
 
 # %% ../../nbs/27c_llm_collect.ipynb #cell-048
-_PUBLISHED_COLUMNS = """method fraction seed run_state multipref_accuracy rewardbench_v1 rewardbench_v2 rewardbench_v2_factuality rewardbench_v2_focus rewardbench_v2_math
-    rewardbench_v2_precise_if rewardbench_v2_safety rewardbench_v2_ties train_examples test_examples non_singleton_fraction avg_fragment_size""".split()
+_PUBLISHED_COLUMNS = """
+    method fraction seed run_state multipref_accuracy rewardbench_v1 rewardbench_v2 rewardbench_v2_factuality rewardbench_v2_focus
+    rewardbench_v2_math rewardbench_v2_precise_if rewardbench_v2_safety rewardbench_v2_ties train_examples test_examples
+    non_singleton_fraction avg_fragment_size""".split()
 _RUN_COLUMNS = [*_PUBLISHED_COLUMNS, "preset", "data", "pdc", "margin_correlation", "group", "overrides"]
 _ENDED = ("finished", "failed", "interrupted") # these have a row
 
@@ -46,7 +48,8 @@ def _score_columns(scores: dict) -> dict: # rewardbench_v2, rewardbench_v2_preci
     "Name the measures of an evaluation as the published table does."
     named = {("multipref_accuracy" if k == "accuracy" else k): v for k, v in scores.items() if not isinstance(v, dict)}
     for bench in (k for k, v in scores.items() if isinstance(v, dict)):
-        parts = {re.sub(r"\W+", "_", k.lower()): v for k, v in (scores[bench] | scores[bench].get("subsets", {})).items() if not isinstance(v, dict)}
+        named = scores[bench] | scores[bench].get("subsets", {})
+        parts = {re.sub(r"\W+", "_", k.lower()): v for k, v in named.items() if not isinstance(v, dict)}
         named |= {bench if k in ("overall", "score") else f"{bench}_{k}": v for k, v in parts.items()}
     return named
 
@@ -91,7 +94,8 @@ def _csv_text(table: pd.DataFrame) -> pd.DataFrame: # all columns as text, missi
 def _read_earlier_runs(path: str | Path) -> pd.DataFrame: # as text
     "Read an earlier table of runs."
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError, EOFError, OSError) as e: raise UserError(f"{path}: not a table of runs ({error_line(e)})") from None
+    except (ValueError, UnicodeDecodeError, EOFError, OSError) as e:
+        raise UserError(f"{path}: not a table of runs ({error_line(e)})") from None
     lacking = [c for c in [*_ORDER, "run_state"] if c not in table]
     if lacking: raise UserError(f"{path}: column {', '.join(lacking)} is missing; give --out another name, or move that file away")
     return table
@@ -101,7 +105,7 @@ def _merge_runs(
     old: pd.DataFrame, # as from `_read_earlier_runs`
     new: pd.DataFrame,
 ) -> tuple[pd.DataFrame, dict]: # all runs, sorted; kept, added, replaced, worse (lists of runs)
-    "Put new rows beside old ones, and say what became of each."
+    "Return new rows beside old ones, and a report of what became of each."
     old, new = old.assign(age=0), _csv_text(new).assign(age=1)
     both = pd.concat([old, new]).fillna("")
     name, done = both[_RUN_KEY].agg("/".join, axis=1), both["run_state"].eq("finished")
@@ -122,7 +126,8 @@ def duplicate_points(table: pd.DataFrame) -> list[str]: # "bt simulated 0.3 seed
     "Name finished runs that would stand for the same point: same method, settings, data name, fraction and seed in different groups."
     done = table[table["run_state"] == "finished"]
     place = [c for c in _ORDER if c != "group"]
-    return [f"{' '.join(filter(None, key[:-1]))} seed {key[-1]}: {', '.join(part['group'])}" for key, part in done.groupby(place, sort=True) if len(part) > 1]
+    several = [(key, part) for key, part in done.groupby(place, sort=True) if len(part) > 1]
+    return [f"{' '.join(filter(None, key[:-1]))} seed {key[-1]}: {', '.join(part['group'])}" for key, part in several]
 
 # %% ../../nbs/27c_llm_collect.ipynb #cell-053
 def abbreviate(names: list, most: int = 4) -> str: # "a, b, c, d and 3 more"
@@ -144,13 +149,16 @@ def collect(
     return table, _collect_lines(table, new, left, report)
 
 def _collect_lines(table: pd.DataFrame, new: pd.DataFrame, left: dict, report: dict) -> list[str]:
-    "Say what was collected, what was not, and what changed."
+    "Return lines that say what was collected, what was not, and what changed."
     ended = new["run_state"].value_counts()
     lines = [f"{len(new)} runs read ({', '.join(f'{n} {s}' for s, n in ended.items()) or 'none'}), {len(table)} in the table: "
              f"{len(report['added'])} new, {len(report['kept'])} kept from before"]
-    if not_ended := {k: v for k, v in left.items() if k != "broken" and v}: lines.append("without a row: " + ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in not_ended.items()))
+    not_ended = [f"{v} {k.replace('_', ' ')}" for k, v in left.items() if k != "broken" and v]
+    if not_ended: lines.append("without a row: " + ", ".join(not_ended))
     if report["replaced"]: lines.append(f"{len(report['replaced'])} rows have changed: {abbreviate(report['replaced'])}")
-    if report["worse"]: lines.append(f"{len(report['worse'])} runs are no longer finished where they lie, their finished rows were kept: {abbreviate(report['worse'])}")
+    if report["worse"]:
+        lines.append(f"{len(report['worse'])} runs are no longer finished where they lie, their finished rows were kept: "
+                     f"{abbreviate(report['worse'])}")
     lines += [f"not collected: {b}" for b in left["broken"]]
     lines += [f"the same point more than once: {p}" for p in duplicate_points(table)]
     return lines
@@ -162,7 +170,7 @@ def _published_registry() -> dict: # identifier of a group in the published proj
     return pd.read_csv(path).set_index("egid")["method"].to_dict() if path.exists() else {}
 
 def _unflatten(flat: dict) -> dict: # "eval.accuracy" → {"eval": {"accuracy": …}}
-    "Undo the joining of names by dots; what is nested already stays so."
+    "Return a dict with dotted names as nested dicts."
     nested = {}
     for key, value in flat.items():
         *outer, last = str(key).split(".")
@@ -177,7 +185,8 @@ def _own_metrics(name: str, group: str, config: dict, summary: dict) -> dict: # 
     known = current_names(config)
     settings = {f.name: known[f.name] for f in fields(Settings) if f.name in known and f.name != "fraction"}
     known = {k: config[k] for k in ("method", "preset", "data", "fraction", "seed", "model_seed") if k in config}
-    return known | dict(group=group, settings=settings) | {k: v for k, v in _unflatten(summary).items() if k in ("eval", "data_report", "train", "seconds")}
+    measured = {k: v for k, v in _unflatten(summary).items() if k in ("eval", "data_report", "train", "seconds")}
+    return known | dict(group=group, settings=settings) | measured
 
 def _published_row(method: str, group: str, config: dict, summary: dict) -> dict: # `_RUN_COLUMNS`
     "Read a run of a project that follows the published naming."
@@ -197,7 +206,8 @@ def _project_row(run: object, known: dict) -> dict | None: # None: it is still r
     summary = {k: v for k, v in dict(run.summary).items() if not str(k).startswith("_")}
     if state not in _ENDED: return None
     group = run.group or config.get("group") or ""
-    if re.fullmatch(r"\w+-[0-9a-f]{8}", group) and "preset" in config: return _run_row(_own_metrics(run.name, group, config, summary) | dict(status=state))
+    if re.fullmatch(r"\w+-[0-9a-f]{8}", group) and "preset" in config:
+        return _run_row(_own_metrics(run.name, group, config, summary) | dict(status=state))
     if group in known: return _published_row(known[group], group, config, summary) | dict(run_state=state)
     near = nearest_names(group, known) if group else []
     raise UserError(f"its group {group!r} is neither ours nor in the published registry" + (f"; did you mean {near[0]}?" if near else ""))
@@ -210,9 +220,13 @@ def _collect_project(
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", str(path)): raise UserError(f"--wandb {path}: should be ENTITY/PROJECT")
     rows, left, known = [], dict(running=0, broken=[]), _published_registry()
     try:
-        if api is None: import wandb; api = wandb.Api(timeout=60)
+        if api is None:
+            import wandb
+            api = wandb.Api(timeout=60)
         runs = list(progress(api.runs(path), desc="runs"))
-    except Exception as e: raise UserError(f"--wandb {path}: {error_line(e)[:200]}; check the name and `wandb login`, or collect the run folders") from None
+    except ImportError: raise UserError(f"--wandb {path}: wandb is not installed: pip install 'responserank[wandb]'") from None
+    except Exception as e:
+        raise UserError(f"--wandb {path}: {error_line(e)[:200]}; check the name and `wandb login`, or collect the run folders") from None
     for run in runs:
         try:
             if row := _project_row(run, known): rows.append(row)

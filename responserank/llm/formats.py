@@ -41,7 +41,7 @@ def vote_weights(
     votes: np.ndarray, # codes from 2 to −2
     slight: float = 0.5, # weight of a slight preference
 ) -> np.ndarray: # signed, towards A
-    "Weigh votes: 1 for clear, `slight` for slight, 0 for a tie, negative for B."
+    "Return the weights of votes: 1 for clear, `slight` for slight, 0 for a tie, negative for B."
     return np.sign(votes) * np.where(np.abs(votes) == 2, 1.0, slight)
 
 # %% ../../nbs/21a_llm_formats.ipynb #cell-015
@@ -53,7 +53,7 @@ def flatten_lists(
     table: pd.DataFrame,
     column: str, # one of preferences, seconds, annotators
 ) -> np.ndarray: # (all votes,), comparison by comparison
-    "Join the lists of a column into one array."
+    "Return the lists of a column as one array."
     return np.concatenate(table[column].to_list()) if len(table) else np.array([])
 
 def mean_preferences(
@@ -214,7 +214,7 @@ def _shared_messages(
     a: str | list,
     b: str | list,
 ) -> tuple: # prompt, completion a, completion b
-    "Split off the messages that two conversations have in common at their head."
+    "Return the messages that two conversations share at their head, and the rest of each."
     if isinstance(a, str) or isinstance(b, str): return "", a, b
     n = 0
     while n < min(len(a), len(b)) - 1 and a[n] == b[n]: n += 1

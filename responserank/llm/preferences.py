@@ -27,7 +27,7 @@ def mean_preference(
     preferences: Iterable[str] | np.ndarray, # the words, or their codes
     slight: float = 0.5, # weight of a slight preference
 ) -> float: # in [−1, 1], positive where A is preferred
-    "Average the signed weights of one comparison's votes."
+    "Compute the mean of the signed weights of one comparison's votes."
     weights = vote_weights(_as_votes(preferences), slight)
     return float(weights.sum() / len(weights)) if len(weights) else 0.0
 
@@ -36,7 +36,7 @@ def agreement(
     slight: float = 0.5, # weight of a slight preference
     count_ties: bool = True, # divide by all votes, not just by those for a side
 ) -> float: # in [0, 1]; 0 where nobody took a side
-    "Measure how far one comparison's votes pull to the same side."
+    "Compute how far one comparison's votes agree on a side."
     votes = _as_votes(preferences)
     n = len(votes) if count_ties else np.count_nonzero(votes)
     return float(abs(vote_weights(votes, slight).sum()) / n) if n else 0.0
@@ -61,7 +61,7 @@ def text_length(text: str | list) -> int: # characters
 def _longer_wins(
     table: pd.DataFrame,
 ) -> float: # share of labelled comparisons; equally long texts are no win; NaN without labels
-    "Score the rule that the longer text is better."
+    "Compute the accuracy of the rule that the longer text is better."
     known = table[table["label"].isin([-1, 1])]
     if len(known) == 0: return float("nan")
     a, b = (np.array([text_length(t) for t in known[c]]) for c in ("completion_a", "completion_b"))
@@ -72,7 +72,7 @@ def describe_comparisons(
     table: pd.DataFrame, # all comparisons, or the training rows
     test: pd.DataFrame | None = None, # test rows; the length rule is scored on them, or on `table` without them
 ) -> dict: # counts, medians and the length rule's accuracy
-    "Summarise comparisons for the data report of a run."
+    "Return a summary of comparisons for a run's data report."
     about = dict(rows=len(table), prompts=int(table["prompt_id"].nunique()))
     if "topic" in table: about["topics"] = int(table["topic"].nunique())
     if "preferences" in table:
@@ -92,7 +92,7 @@ def to_messages(
     prompt: str | list,
     completion: str | list,
 ) -> list[dict]: # messages
-    "Put a prompt and a completion together as messages."
+    "Return a prompt and a completion as one list of messages."
     head = ([{"role": "user", "content": prompt}] if prompt else []) if isinstance(prompt, str) else list(prompt)
     return head + ([{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion))
 
@@ -116,7 +116,7 @@ def encode_texts(
     rendered: list[str],
     tokenizer, # its pad token is set to its eos token if it has none
 ) -> list[list[int]]: # token ids
-    "Tokenise rendered texts, each beginning and end marked once."
+    "Return token ids of rendered texts, each beginning and end marked once."
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError("the tokenizer has neither a pad nor an eos token; it cannot be used for scoring in batches")
@@ -131,7 +131,7 @@ def tokenize(
     tokenizer, # its pad token is set to its eos token if it has none
     max_length: int, # tokens of one side
 ) -> tuple[pd.DataFrame, dict]: # with tokens_a, tokens_b, length (tokens of both sides)
-    "Tokenise both sides; drop comparisons with a side that is too long."
+    "Return the comparisons with token ids of both sides, without those that have a side too long."
     sides = [json.dumps([p, c]) for s in ("completion_a", "completion_b") for p, c in zip(table["prompt"], table[s])]
     code, distinct = pd.factorize(np.array(sides, object))
     ids = encode_texts([render_chat(*json.loads(d), tokenizer) for d in distinct], tokenizer)
@@ -139,7 +139,8 @@ def tokenize(
     code = code.reshape(2, -1)
     fits = (size <= max_length).all(0)
     if not fits.any():
-        raise UserError(f"all {len(table)} comparisons have a side longer than max_length={max_length} tokens; the shortest {size.max(0).min()}")
+        raise UserError(f"all {len(table)} comparisons have a side longer than max_length={max_length} tokens; "
+                        f"the shortest {size.max(0).min()}")
     columns = {f"tokens_{s}": pd.Series([ids[i] for i in code[k]], index=table.index, dtype=object) for k, s in enumerate("ab")}
     report = dict(step="tokenise", rows=int(fits.sum()), too_long=int((~fits).sum()), max_length=max_length, distinct_texts=len(distinct),
                   median_tokens=float(np.median(size[:, fits])))
@@ -152,7 +153,7 @@ def _split_unit(
     table: pd.DataFrame,
     split_by: str, # "comparison", "prompt" or "topic"
 ) -> tuple[str, str | None]: # the unit that will be kept whole, and a note if it is not the one asked for
-    "Decide what is kept together by the split."
+    "Return the column whose values the split keeps together."
     if split_by not in _SPLIT_UNITS: raise UserError(f"split_by={split_by!r}: use {', '.join(_SPLIT_UNITS)}")
     if split_by == "topic" and "topic" not in table: raise UserError("split_by='topic': the data have no column 'topic'")
     alone = split_by == "prompt" and table["prompt"].map(len).max() == 0 and table["prompt_id"].is_unique
@@ -217,31 +218,31 @@ def draw_votes(
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-094
 def _rank_by_time(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) rank
-    "Rank by the seconds that the drawn annotator took."
+    "Return ranks by the seconds that the drawn annotator took."
     if not np.isfinite(table["seconds_drawn"]).any(): raise UserError("strength='response_time': the data have no response times")
     return table["seconds_drawn"].to_numpy(float)
 
 def _rank_by_stated(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) rank
-    "Rank clear preferences before slight ones."
+    "Return ranks that put clear preferences before slight ones."
     if not ("preferences" in table and (table["stated"] == 1).any()):
         raise UserError("strength='stated': no preference in the data is slight, so none is stated to be stronger than another "
                         "(data of A, B or equal votes and ranked pairs state no degrees)")
     return 2.0 - table["stated"].to_numpy(float)
 
 def _require_votes(table: pd.DataFrame, what: str) -> None:
-    "Refuse data without votes, and data with one vote for each comparison."
+    "Raise a `UserError` for data without votes, or with one vote for each comparison."
     if "preferences" not in table: raise UserError(f"{what}: ranked pairs carry no votes; use strength='given' (method rr)")
     if vote_counts(table).max() < 2:
         raise UserError(f"{what}: every comparison has just one annotation, and one person cannot agree or disagree")
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-095
 def _rank_by_agreement(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) rank
-    "Rank by how far the votes pull to the same side, whichever it is."
+    "Return ranks by how far the votes agree on a side, whichever it is."
     _require_votes(table, "strength='agreement'")
     return -agreements(table, settings.slight_weight, settings.ties_in_agreement_total)
 
 def _rank_by_consensus(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) rank
-    "Rank by the mean preference towards the chosen side."
+    "Return ranks by the mean preference towards the chosen side."
     _require_votes(table, "strength='consensus'")
     return -mean_preferences(table, settings.slight_weight) * table["choice"].to_numpy()
 
@@ -316,7 +317,7 @@ def sample_rows(
     settings, # fraction, fraction_by
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, dict]: # fewer rows, in the order they had
-    "Keep a fraction of the rows, whole annotators first or uniformly."
+    "Return a fraction of the rows, whole annotators first or uniformly."
     fraction, by = settings.fraction, settings.fraction_by
     if not 0 < fraction <= 1: raise UserError(f"fraction={fraction:g}: it must be above 0 and at most 1")
     if by not in ("annotator", "uniform"): raise UserError(f"fraction_by={by!r}: use annotator or uniform")
@@ -346,7 +347,7 @@ def prepare_rows(
     seed: int,
     epoch: int = 0, # from 1: deal the rankings, and shuffle their ranks, with other random numbers than before
 ) -> tuple[pd.DataFrame, list[dict]]: # training rows with choice, target, rank, stratum, ranking; the steps' reports
-    "Apply all steps to the training comparisons, one after the other."
+    "Return the training rows after all steps, and what each step reported."
     reports = []
     for stream, step in STEPS.items():
         anew = [epoch] if epoch and stream in ("deal_rankings", "shuffle_ranks") else []

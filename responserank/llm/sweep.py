@@ -30,12 +30,15 @@ def read_methods(
     "Read the methods of a grid."
     found = []
     for word in split_words(text):
-        matching = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]]) if word == "all" else fnmatch.filter(METHODS, word) if set(word) & set("*?[") else [check_name(word, METHODS, "method")]
+        if word == "all": matching = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
+        elif set(word) & set("*?["): matching = fnmatch.filter(METHODS, word)
+        else: matching = [check_name(word, METHODS, "method")]
         if not matching: raise UserError(f"no method matches {word!r}; `responserank methods` lists them")
         found += matching
     if not found: raise UserError("no methods; for example --methods bt,rr_agree")
     return list(dict.fromkeys(found))
 
+# %% ../../nbs/27b_llm_sweep.ipynb #seeds-fractions
 def read_seeds(text: str | int | list) -> list[int]: # "0-9,42"
     "Read seeds: numbers and ranges, both ends included."
     found = []
@@ -77,11 +80,14 @@ def sweep_grid(
     opened = open_data(data)
     data, hashed = opened.name, opened.content_hash
     groups = {key: run_group(key[0], preset, s, hashed) for key, s in settings.items()}
-    rows = [dict(method=m, preset=preset, data=data, fraction=f, seed=s, overrides=o, group=groups[m, o], run=run_folder("", groups[m, o], f, s).as_posix())
+    place = lambda m, o, f, s: dict(group=groups[m, o], run=run_folder("", groups[m, o], f, s).as_posix())
+    rows = [dict(method=m, preset=preset, data=data, fraction=f, seed=s, overrides=o) | place(m, o, f, s)
             for s in seeds for f in fractions for m, o in settings]
     table = pd.DataFrame(rows)
     twice = table[table.duplicated("run")]
-    if len(twice): raise UserError(f"overrides {twice['overrides'].iloc[0]!r} change nothing that others of the grid don't: {twice['run'].iloc[0]} is there twice")
+    if len(twice):
+        first = twice.iloc[0]
+        raise UserError(f"overrides {first['overrides']!r} change nothing that others of the grid don't: {first['run']} is there twice")
     return table
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-011
@@ -90,7 +96,7 @@ def grid_name(runs: pd.DataFrame) -> str: # 8 hexadecimal digits
     return hashlib.sha256(canonical_json(sorted(runs["run"])).encode()).hexdigest()[:8]
 
 def note_grid(runs: pd.DataFrame, out: Path, command: str) -> Path:
-    "Leave a note of a grid beside its runs."
+    "Write a note of a grid beside its runs."
     return write_json(out / f"sweep-{grid_name(runs)}.json", dict(command=command, runs=list(runs["run"])))
 
 def _noted_runs(out: Path) -> list[str]:
@@ -113,7 +119,7 @@ def _run_state(
     folder: Path,
     out: Path,
 ) -> dict: # run, group, fraction, seed, status, and what is known: method, data, seconds, error, doing, done, total, left
-    "Say how one run stands."
+    "Return the status of one run, and its progress."
     status, metrics = run_status(folder)
     group, fraction, seed = folder.relative_to(out).parts
     row = dict(run=f"{group}/{fraction}/{seed}", group=group, method=group.rpartition("-")[0], fraction=fraction, seed=seed, status=status,
@@ -124,11 +130,12 @@ def status_table(
     out: str | Path = "runs",
     runs: list | None = None, # folders below `out` that belong to a grid; those that aren't there are waiting
 ) -> pd.DataFrame: # one row per run
-    "Tell how all runs below a folder stand, or those of a grid."
+    "Return the status of all runs below a folder, or of those of a grid."
     out = repo_root() / out
     folders = sorted({*run_folders(out), *(out / run for run in _noted_runs(out))}) if runs is None else [out / run for run in runs]
     table = pd.DataFrame([_run_state(folder, out) for folder in folders])
-    table = table.reindex(columns=["run", "group", "method", "data", "fraction", "seed", "status", "doing", "done", "total", "left", "seconds", "error"])
+    table = table.reindex(columns=["run", "group", "method", "data", "fraction", "seed", "status", "doing", "done", "total", "left",
+                                   "seconds", "error"])
     return table.replace({"status": {"empty": "waiting", "dry_run": "waiting"}})
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-015
@@ -144,11 +151,12 @@ def data_name(data: str) -> str: # "simulated", the stem of a file, the name of 
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-018
 def _time_left(table: pd.DataFrame) -> float: # seconds; NaN where nothing can be said
-    "Estimate when the runs of a table will be done."
+    "Compute the expected time until the runs of a table are finished."
     running, waiting = table[table["status"] == "running"], table[table["status"] == "waiting"]
     if not len(running): return math.nan
     usual = table["seconds"].mean()
-    return float(running["left"].fillna(usual).sum() + len(waiting) * usual) / len(running) if len(waiting) else float(running["left"].fillna(usual).max())
+    left = running["left"].fillna(usual)
+    return float(left.sum() + len(waiting) * usual) / len(running) if len(waiting) else float(left.max())
 
 def _format_duration(seconds: float) -> str: # "", "48 s", "12 min", "3 h 05 min", "2 d 3 h"
     "Write a duration."
@@ -184,16 +192,18 @@ def status_lines(
     lines = groups[shown].replace(0, "·").to_string(index=False).splitlines()
     totals = table["status"].value_counts().reindex(_STATES).dropna().astype(int)
     left = _time_left(table)
-    lines += ["", f"{len(table)} runs: " + ", ".join(f"{n} {state}" for state, n in totals.items()) + (f"; about {_format_duration(left)} left" if math.isfinite(left) else "")]
+    counted = ", ".join(f"{n} {state}" for state, n in totals.items())
+    lines += ["", f"{len(table)} runs: {counted}" + (f"; about {_format_duration(left)} left" if math.isfinite(left) else "")]
     running, broken = table[table["status"] == "running"], table[table["status"].isin(["failed", "dead", "corrupt"])]
     lines += [f"  {r.run:44} {_bar_text(r.done, r.total)} {_format_duration(r.left)}".rstrip() for r in running.head(most).itertuples()]
-    lines += [f"  {r.run:44} {r.status}" + (f": {str(r.error)[:160]}" if isinstance(r.error, str) else "") for r in broken.head(most).itertuples()]
+    reason = lambda r: f": {str(r.error)[:160]}" if isinstance(r.error, str) else ""
+    lines += [f"  {r.run:44} {r.status}{reason(r)}" for r in broken.head(most).itertuples()]
     more = max(0, len(running) - most) + max(0, len(broken) - most)
     return lines + ([f"  … and {more} more"] if more else [])
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-034
 class _Sweep:
-    "A sweep in progress: what is to be done, what is being done, what became of it."
+    "State of a sweep: the runs to do, those being done, and how each ended."
     def __init__(self, runs: pd.DataFrame, out: Path, retries: int, say):
         self.rows = {row["run"]: row for row in runs.to_dict("records")}
         self.out, self.retries, self.say = out, retries, say
@@ -211,11 +221,12 @@ class _Sweep:
                 return self.rows[run]
 
     def ended(self, run: str, code: int, error: dict, seconds: float):
-        "Note how a worker has ended."
+        "Record how a worker has ended."
         folder, end = self.out / run, time.monotonic() + (10 if code else 0) # a killed worker's kernel needs a moment to notice
         while (status := resolve_status(folder)[0]) == "running" and time.monotonic() < end: time.sleep(.05)
         if status == "running": return self.elsewhere.append(run)
-        if status == "finished" and error.get("kind") == "UserError": return self.ends.update({run: dict(status=status)}) # ours was refused: others have done it
+        if status == "finished" and error.get("kind") == "UserError": # ours was refused: others have done it
+            return self.ends.update({run: dict(status=status)})
         killed = f"its worker was killed ({signal.Signals(-code).name})" if code < 0 else ""
         text = "" if status == "finished" else killed or run_status(folder)[1].get("error") or error.get("text") or "the run left no result"
         status = "finished" if status == "finished" else "failed"
@@ -230,7 +241,7 @@ class _Sweep:
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-035
 def _recheck_others(state: _Sweep) -> bool: # True: there may be something to begin
-    "See what became of the runs that others were at; wait where somebody has gone silent."
+    "Check the runs that other workers had claimed; wait where a claim has no heartbeat."
     states = {run: (run_status(state.out / run)[0], seconds_since_heartbeat(state.out / run)) for run in state.elsewhere}
     state.queue.extend(run for run, (status, _) in states.items() if status != "running")
     state.elsewhere = [run for run, (status, _) in states.items() if status == "running"]
@@ -259,7 +270,8 @@ def sweep(
                 elif state.full or not _recheck_others(state): break
         except KeyboardInterrupt as e: raise Interrupted(f"{e or 'stopped'}; the same command goes on from here") from None
     for run in state.elsewhere: state.ends[run] = dict(status="running", error="another worker is at it")
-    ends = pd.DataFrame([state.ends.get(run, dict(status="waiting")) for run in runs["run"]]).reindex(columns=["status", "tries", "error", "wall"])
+    ends = pd.DataFrame([state.ends.get(run, dict(status="waiting")) for run in runs["run"]])
+    ends = ends.reindex(columns=["status", "tries", "error", "wall"])
     return runs.reset_index(drop=True).join(ends)
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-039
@@ -269,7 +281,7 @@ def array_tasks(
     runs: pd.DataFrame, # as from `sweep_grid`
     out: Path,
 ) -> tuple[list[int], int]: # tasks with something to do, tasks in all: task i does runs i, i + n, i + 2n, …
-    "Share a grid among the tasks of an array."
+    "Return the numbers of an array's tasks, and how many share the grid."
     n = min(len(runs), _MAX_ARRAY_TASKS)
     unfinished = [i for i, run in enumerate(runs["run"]) if run_status(out / run)[0] != "finished"]
     return sorted({i % n for i in unfinished}), n
@@ -289,19 +301,25 @@ def array_script(
     options: list[str] = (), # more of sbatch's: "--time=4:00:00"
 ) -> str:
     "Write the script of an array job."
-    lines = ["#!/bin/bash", "#SBATCH --job-name=responserank", f"#SBATCH --array={slurm_ranges(tasks)}%{workers}", f"#SBATCH --output={folder}/%A_%a.log",
+    command = f"{shlex.quote(sys.executable)} -c 'from responserank.cli import main; main()'"
+    lines = ["#!/bin/bash", "#SBATCH --job-name=responserank", f"#SBATCH --array={slurm_ranges(tasks)}%{workers}",
+             f"#SBATCH --output={folder}/%A_%a.log",
              "#SBATCH --open-mode=append", "#SBATCH --requeue", *(f"#SBATCH {option}" for option in options),
-             f"# {len(tasks)} tasks, {workers} at a time; each does every {of}th run of the grid from its own number on, where it isn't finished.",
+             f"# {len(tasks)} tasks, {workers} at a time; each does every {of}th run of the grid from its own number on, "
+             "where it isn't finished.",
              f"cd {shlex.quote(os.getcwd())}",
-             f"exec {shlex.quote(sys.executable)} -c 'from responserank.cli import main; main()' sweep {shlex.join(words)} --workers 1 --share $SLURM_ARRAY_TASK_ID/{of}"]
+             f"exec {command} sweep {shlex.join(words)} --workers 1 --share $SLURM_ARRAY_TASK_ID/{of}"]
     return "\n".join(lines) + "\n"
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-040
 def submit(script: Path) -> str: # the job's number
-    "Hand a script to SLURM."
-    if not shutil.which("sbatch"): raise UserError(f"--slurm: there is no sbatch on this machine; run this on the cluster, or without --slurm; the script is {script}")
+    "Submit a script to SLURM."
+    if not shutil.which("sbatch"):
+        raise UserError("--slurm: there is no sbatch on this machine; run this on the cluster, or without --slurm; "
+                        f"the script is {script}")
     done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
-    if done.returncode: raise UserError(f"--slurm: sbatch refused {script}: {error_line(RuntimeError(done.stderr)).removeprefix('RuntimeError: ')}")
+    if done.returncode:
+        raise UserError(f"--slurm: sbatch refused {script}: {error_line(RuntimeError(done.stderr)).removeprefix('RuntimeError: ')}")
     return done.stdout.strip().split(";")[0]
 
 def take_share(
@@ -315,9 +333,11 @@ def take_share(
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-043
 def grid_lines(runs: pd.DataFrame, out: Path) -> list[str]: # a line per method, overrides and fraction, then the total
-    "Say what a grid holds and how much of it is finished."
+    "Return lines that say what a grid holds and how much of it is finished."
     states = status_table(out, list(runs["run"]))
     finished = runs.assign(finished=(states["status"] == "finished").to_numpy(), runs=1, overrides=runs["overrides"].replace("", "·"))
-    lines = finished.groupby(["method", "overrides", "fraction"], sort=False)[["finished", "runs"]].sum().reset_index().to_string(index=False).splitlines()
+    counts = finished.groupby(["method", "overrides", "fraction"], sort=False)[["finished", "runs"]].sum().reset_index()
+    lines = counts.to_string(index=False).splitlines()
     n, usual = int(finished["finished"].sum()), states["seconds"].mean()
-    return [*lines, f"{len(runs)} runs, {n} finished, {len(runs) - n} to do" + (f"; finished ones took {_format_duration(usual)} each" if usual == usual else "")]
+    took = f"; finished ones took {_format_duration(usual)} each" if usual == usual else ""
+    return [*lines, f"{len(runs)} runs, {n} finished, {len(runs) - n} to do{took}"]

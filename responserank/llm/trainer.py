@@ -233,6 +233,12 @@ class Result:
     trained: object = field(default=None, repr=False) # (model, tokenizer)
     trainer: object = field(default=None, repr=False) # where it was trained now
 
+    def score(self,
+        texts: Sequence, # strings, (prompt, completion) pairs, or message lists
+    ) -> np.ndarray: # (n,) rewards: only differences between texts for one prompt mean anything
+        "Compute rewards of texts with the trained model."
+        return score_texts(self.model, self.tokenizer, texts)
+
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-025
 def _curve_table(
     history: list, # `Trainer`'s log
@@ -346,14 +352,6 @@ def tokenizer(self: Result) -> object:
     "Return the model's tokenizer."
     self.model
     return self.trained[1]
-
-# %% ../../nbs/25c_llm_trainer.ipynb #cell-034
-@patch
-def score(self: Result,
-    texts: Sequence, # strings, (prompt, completion) pairs, or message lists
-) -> np.ndarray: # (n,) rewards: only differences between texts for one prompt mean anything
-    "Score texts with the trained model."
-    return score_texts(self.model, self.tokenizer, texts)
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-036
 @functools.cache # says it once

@@ -6,8 +6,10 @@
 __all__ = ['CAN_FORK', 'train_notebook', 'ForkServer', 'Workers']
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-002
-import contextlib, gc, importlib, json, os, select, signal, subprocess, sys, time
+import contextlib, gc, importlib, importlib.util, json, os, select, signal, subprocess, sys, time
+from functools import partialmethod
 from pathlib import Path
+from fastcore.basics import patch
 from ..settings import UserError
 from ..files import repo_root
 from ..runs import die_with_parent, error_line, run_status
@@ -17,7 +19,7 @@ from ..processes import SINGLE_THREAD_ENV
 CAN_FORK = sys.platform.startswith("linux")
 
 class _ForkedKernel:
-    "A kernel forked from this process, waiting for its connection file; as much of a `Popen` as Jupyter needs."
+    "Kernel forked from this process, which waits for its connection file; it has the methods of `Popen` that Jupyter calls."
     stdin = stdout = stderr = returncode = None
 
     def __init__(self):
@@ -30,12 +32,12 @@ class _ForkedKernel:
         os.close(told)
 
     def start(self, arguments: list[str]):
-        "Tell the kernel its command line."
+        "Send the kernel its command line."
         os.write(self.tell, json.dumps(arguments).encode())
         os.close(self.tell)
 
     def poll(self) -> int | None:
-        "Look whether it has ended."
+        "Return the exit status, or None while the kernel runs."
         if self.returncode is None:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             if ended: self.returncode = os.waitstatus_to_exitcode(status)
@@ -50,15 +52,15 @@ class _ForkedKernel:
         "Send it a signal, if it is still there."
         if self.poll() is None: os.kill(self.pid, number)
 
-    def kill(self): self.send_signal(signal.SIGKILL)
-    def terminate(self): self.send_signal(signal.SIGTERM)
+    kill = partialmethod(send_signal, signal.SIGKILL)
+    terminate = partialmethod(send_signal, signal.SIGTERM)
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-022
 def _serve_kernel(
     told: int, # pipe that says the command line
     parent: int,
 ) -> None:
-    "Be a Jupyter kernel until it is shut down, then end this process."
+    "Run a Jupyter kernel until it is shut down, then end this process."
     status = 1
     try:
         os.setsid() # Ctrl-C is for the sweep, which passes it on
@@ -90,15 +92,16 @@ def _warm_manager(kernel: _ForkedKernel) -> type:
 
     class WarmKernelManager(AsyncKernelManager):
         async def _async_pre_start_kernel(self, **kwargs):
-            if self.provisioner is None: self.provisioner = Forked(kernel_id=self.kernel_id or "warm", kernel_spec=self.kernel_spec, parent=self)
+            if self.provisioner is None:
+                self.provisioner = Forked(kernel_id=self.kernel_id or "warm", kernel_spec=self.kernel_spec, parent=self)
             return await super()._async_pre_start_kernel(**kwargs)
     return WarmKernelManager
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-026
-def train_notebook() -> Path | None: # None outside a checkout
+def train_notebook() -> Path | None: # None outside a checkout, or without papermill
     "Find the notebook that a sweep executes."
     path = repo_root() / "nbs" / "20_llm_train.ipynb"
-    return path if path.is_file() else None
+    return path if path.is_file() and importlib.util.find_spec("papermill") else None
 
 def _execute_notebook(
     notebook: Path,
@@ -106,7 +109,7 @@ def _execute_notebook(
     folder: Path, # the run's
     kernel: _ForkedKernel | None, # None: papermill starts a cold one
 ) -> None:
-    "Execute the notebook into the run's folder."
+    "Run the notebook and keep it in the run's folder."
     import papermill
     folder.mkdir(parents=True, exist_ok=True)
     began, part = time.time(), folder / f".notebook-{os.getpid()}.ipynb"
@@ -115,17 +118,18 @@ def _execute_notebook(
     finally:
         metrics = folder / "metrics.json"
         ours = metrics.exists() and metrics.stat().st_mtime >= began - 1 # else somebody else has done the run, or is at it
-        if part.exists() and (ours or not (folder / "notebook.ipynb").exists() and run_status(folder)[0] != "running"): os.replace(part, folder / "notebook.ipynb")
+        nobody_else = not (folder / "notebook.ipynb").exists() and run_status(folder)[0] != "running"
+        if part.exists() and (ours or nobody_else): os.replace(part, folder / "notebook.ipynb")
         if run_status(folder)[0] != "running":
             for left in folder.glob(".notebook-*.ipynb"): left.unlink(missing_ok=True) # of workers that were killed
         part.unlink(missing_ok=True)
 
 def _stop_kernel(kernel: _ForkedKernel, folder: Path):
-    "Pass a request to stop on to the kernel, once, unless the run has finished already."
-    def handler(number, frame):
+    "Send the kernel SIGTERM, once, when this process is asked to stop and the run has not finished."
+    def _on_stop(number, frame):
         for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_IGN)
         if run_status(folder)[0] != "finished": kernel.terminate()
-    for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, handler)
+    for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, _on_stop)
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-027
 def _run_worker(
@@ -143,11 +147,13 @@ def _run_worker(
     kernel = _ForkedKernel() if notebook and warm else None
     if kernel: _stop_kernel(kernel, folder)
     try:
-        if (status := run_status(folder)[0]) in ("finished", "running"): raise UserError(f"{folder}: {status} meanwhile, by others") # the nursery took its time to import
+        if (status := run_status(folder)[0]) in ("finished", "running"): # importing takes seconds
+            raise UserError(f"{folder}: {status} meanwhile, by others")
         if notebook: _execute_notebook(Path(notebook), request["parameters"], folder, kernel)
         else: _run_plainly(request["parameters"])
     except (Exception, KeyboardInterrupt) as e:
-        error = dict(kind=e.ename, text=f"{e.ename}: {e.evalue}") if hasattr(e, "ename") else dict(kind=type(e).__name__, text=error_line(e))
+        error = dict(kind=type(e).__name__, text=error_line(e))
+        if hasattr(e, "ename"): error = dict(kind=e.ename, text=f"{e.ename}: {e.evalue}") # papermill's, of an error in the notebook
     if kernel: kernel.kill(), kernel.wait()
     if error: os.write(said, json.dumps(dict(run=request["run"], kind=error["kind"], text=error["text"][:1500])).encode() + b"\n")
     os._exit(0) # nothing is left to tidy up, and a warm interpreter takes its time over it
@@ -161,7 +167,7 @@ def _run_plainly(parameters: dict):
 _PRELOADED = ["responserank.llm.trainer", "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager", "wandb"]
 
 class ForkServer:
-    "The process that workers are forked from."
+    "Process that workers are forked from."
     def __init__(self, warm: bool):
         self.warm, self.workers = warm, {} # process number → run
         self.said = os.dup(1) # libraries print as they are imported, which must not get between the lines
@@ -179,7 +185,7 @@ class ForkServer:
         for pid in self.workers: os.kill(pid, number)
 
     def reap(self):
-        "Say which workers have ended, and how."
+        "Report which workers have ended, and how."
         for pid, run in list(self.workers.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended: continue
@@ -191,9 +197,11 @@ def _serve_forks(warm: bool) -> None:
     "Take requests from standard input until it closes; the body of the process."
     here, unread = ForkServer(warm), b""
     if warm:
-        for name in _PRELOADED: importlib.import_module(name)
+        for name in _PRELOADED:
+            if importlib.util.find_spec(name.partition(".")[0]): importlib.import_module(name)
         with contextlib.suppress(ImportError): importlib.import_module("wandb.sdk.launch") # as every `wandb.init` does; it may move
-    gc.collect(); gc.freeze() # what is here is shared with all workers, and not to be looked through by each
+    gc.collect()
+    gc.freeze() # the collector of a worker need not look through what all workers share
     signal.signal(signal.SIGTERM, lambda *_: here.signal(signal.SIGTERM))
     while True:
         here.reap()
@@ -204,27 +212,31 @@ def _serve_forks(warm: bool) -> None:
         for request in map(json.loads, lines): here.signal(request["signal"]) if "signal" in request else here.start(request)
     here.signal(signal.SIGTERM)
     end = time.monotonic() + 20
-    while here.workers and time.monotonic() < end: here.reap(); time.sleep(.03)
+    while here.workers and time.monotonic() < end:
+        here.reap()
+        time.sleep(.03)
     here.signal(signal.SIGKILL)
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-032
 _WORKER_ENV = SINGLE_THREAD_ENV | dict(PYTORCH_NVML_BASED_CUDA_CHECK="1") # the second: looking for a GPU must not prevent forks
 
 class Workers:
-    "The workers of a sweep, by run; a context manager that stops what is still at work."
+    "Workers of a sweep, by run; a context manager that stops those still at work."
     def __init__(self, warm: bool):
         code = f"from responserank.llm.workers import _serve_forks; _serve_forks({warm})"
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_WORKER_ENV | os.environ, start_new_session=True)
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        env=_WORKER_ENV | os.environ, start_new_session=True)
         self.began, self.errors = {}, {}
 
     def tell(self, **request):
-        "Send the nursery a line."
+        "Send the fork server a line."
         try: os.write(self.process.stdin.fileno(), json.dumps(request).encode() + b"\n")
         except BrokenPipeError: raise RuntimeError("the process that workers are forked from has died") from None
 
     def start(self, row: dict, out: Path, wandb_mode: str):
-        "Begin a run."
-        parameters = {k: row[k] for k in ("method", "preset", "data", "fraction", "seed", "overrides")} | dict(out=str(out), wandb_mode=wandb_mode)
+        "Start a run."
+        parameters = {k: row[k] for k in ("method", "preset", "data", "fraction", "seed", "overrides")}
+        parameters |= dict(out=str(out), wandb_mode=wandb_mode)
         notebook = train_notebook()
         self.began[row["run"]] = time.time()
         self.tell(run=row["run"], folder=str(out / row["run"]), parameters=parameters, notebook=notebook and str(notebook))
@@ -233,16 +245,20 @@ class Workers:
         "Wait until a worker has ended."
         while line := self.process.stdout.readline():
             said = json.loads(line)
-            if "code" not in said: self.errors[said["run"]] = said; continue
+            if "code" not in said:
+                self.errors[said["run"]] = said
+                continue
             return said["run"], said["code"], self.errors.pop(said["run"], {}), time.time() - self.began.pop(said["run"])
         raise RuntimeError("the process that workers are forked from has died")
 
     def __enter__(self): return self
 
-    def __exit__(self, *error):
-        with contextlib.suppress(Exception):
-            if self.began: self.tell(signal=int(signal.SIGTERM))
-        self.process.stdin.close() # the nursery waits for its workers' last words, then ends
-        try: self.process.wait(30)
-        except subprocess.TimeoutExpired: self.process.kill()
-        self.process.stdout.close()
+# %% ../../nbs/27a_llm_workers.ipynb #workers-exit
+@patch
+def __exit__(self: Workers, *error) -> None:
+    with contextlib.suppress(Exception):
+        if self.began: self.tell(signal=int(signal.SIGTERM))
+    self.process.stdin.close() # the fork server waits for its workers' last words, then ends
+    try: self.process.wait(30)
+    except subprocess.TimeoutExpired: self.process.kill()
+    self.process.stdout.close()
