@@ -77,16 +77,16 @@ HUB = """
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gate)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-    from responserank.llm.methods import resolve
+    from responserank.llm.methods import resolve_settings
     from responserank.llm.models import load_tokenizer
     from responserank.llm.rewardbench import read_bench
-    from responserank.runs import UserError
-    for what in (lambda: load_tokenizer(resolve("bt", "paper")), lambda: read_bench("2")):
+    from responserank.settings import UserError
+    for what in (lambda: load_tokenizer(resolve_settings("bt", "paper")), lambda: read_bench("2")):
         try: what()
         except UserError as e: print(e, flush=True)
     server.shutdown(); server.server_close()
     time.sleep = lambda seconds: None # the library tries several times
-    try: load_tokenizer(resolve("bt", "small"))
+    try: load_tokenizer(resolve_settings("bt", "small"))
     except UserError as e: print(e, flush=True)
 """
 

@@ -89,7 +89,7 @@ def test_mixed_precision_reaches_every_weight():
 def test_more_processes_than_micro_batches_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(S, "distributed_rank", lambda: (0, 8))
     with pytest.raises(T.UserError, match="gradient_accumulation_steps"):
-        S.training_arguments(T.resolve("bt", overrides="batch_size=16 gradient_accumulation_steps=4"), tmp_path, 0)
+        S.training_arguments(T.resolve_settings("bt", overrides="batch_size=16 gradient_accumulation_steps=4"), tmp_path, 0)
 
 
 SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 batch_size=8 "
@@ -118,13 +118,13 @@ MISHAPS = """
 import os, sys
 from responserank.llm import trainer as T
 data, taken, out, overrides = sys.argv[1:]
-try: T.run("rr", data=data, out=taken, wandb_mode="disabled", overrides=overrides)
+try: T.train_once("rr", data=data, out=taken, wandb_mode="disabled", overrides=overrides)
 except T.UserError as e: print("refused:", e, flush=True)
 if os.environ["RANK"] == "1":
     class Broken(T.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs): raise MemoryError("no memory on the second device")
-    T.SaveAfterEvaluating = Broken
-T.run("rr", data=data, out=out, wandb_mode="disabled", overrides=overrides)
+    T._SaveAfterEvaluating = Broken
+T.train_once("rr", data=data, out=out, wandb_mode="disabled", overrides=overrides)
 """
 
 

@@ -228,7 +228,7 @@ def test_papermill_ends_with_the_line(root, tmp_path):
 
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_is_told_apart_and_redone(blow, tiny_run, pairs, tmp_path):
-    code = (f"from responserank.llm.trainer import run; run('rr', data={str(pairs)!r}, out={str(tmp_path / 'runs')!r}, "
+    code = (f"from responserank.llm.trainer import train_once; train_once('rr', data={str(pairs)!r}, out={str(tmp_path / 'runs')!r}, "
             f"wandb_mode='disabled', overrides={SMALL + ' epochs=2000'!r})")
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     wait_for(lambda: [*tmp_path.glob("runs/**/checkpoints"), *tmp_path.glob("runs/**/claim*")], 120)

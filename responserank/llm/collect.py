@@ -13,7 +13,7 @@ import pandas as pd
 from ..runs import (NOT_HASHED, error_line, progress,
                                run_folder, run_folders, resolve_status)
 from ..settings import UserError, nearest_names
-from ..files import repo_root, write_csv
+from ..files import published_folder, repo_root, write_csv
 from .methods import Settings, current_names, resolve_settings
 from .sweep import data_name
 
@@ -166,7 +166,7 @@ def _collect_lines(table: pd.DataFrame, new: pd.DataFrame, left: dict, report: d
 # %% ../../nbs/27c_llm_collect.ipynb #cell-057
 def _published_registry() -> dict: # identifier of a group in the published project → method
     "Read the published names of methods."
-    path = repo_root() / "results" / "published" / "llm_registry.csv"
+    path = published_folder() / "llm_registry.csv"
     return pd.read_csv(path).set_index("egid")["method"].to_dict() if path.exists() else {}
 
 def _unflatten(flat: dict) -> dict: # "eval.accuracy" → {"eval": {"accuracy": …}}

@@ -17,7 +17,7 @@ from scipy import stats
 
 from ..artefacts import Artefact, draw_figure, average_cells, with_provenance
 from ..settings import UserError, check_name, nearest_names
-from ..files import repo_root
+from ..files import published_folder, repo_root
 from ..statistics import effect_over_joint_sd, format_p, half_width, holm, qq_points, unpaired_from_summaries
 from .data import DATASETS
 from .experiments import EDGES, FOLDER, read_experiment
@@ -59,7 +59,7 @@ def read_fits(
     folder: str | Path | None = None, # where a study wrote its tables; None: the published ones
 ) -> Fits:
     "Read and check the results of a study."
-    folder, prefix = (repo_root() / "results" / "published", "synthetic_") if folder is None else (Path(folder), "")
+    folder, prefix = (published_folder(), "synthetic_") if folder is None else (Path(folder), "")
     paths = [folder / f"{prefix}{name}" for name in ("trials.csv.gz", "kendall.csv", "confusion.csv")]
     for p in paths:
         if not p.exists(): raise UserError(f"{p}: no such table; `responserank synthetic` writes it")
