@@ -421,6 +421,7 @@ class ProgressBar(tqdm):
     "Progress bar that counts also where it is not shown."
     def __init__(self, *args, **kwargs):
         self.begun, self.counted, self.doing = time.time(), kwargs.get("initial", 0), kwargs.get("desc", "")
+        self.line = kwargs.get("file")
         super().__init__(*args, **kwargs)
         _BARS.append(weakref.ref(self))
 
@@ -435,9 +436,13 @@ class ProgressBar(tqdm):
             if self.disable: self.counted += 1
 
     def close(self):
-        "Remove the bar from the open ones, and clear it."
-        _BARS[:] = [ref for ref in _BARS if ref() is not None and ref() is not self]
+        "Remove the bar from the open ones; in a notebook, replace it by a line."
+        if _BARS: _BARS[:] = [ref for ref in _BARS if ref() is not None and ref() is not self] # it is None while Python exits
         super().close()
+        if isinstance(self.line, _NotebookLine) and self.line.handle: # a saved notebook shows the count, not the bar
+            done = f"{self.counted:g} of {self.total:g}" if self.total else f"{self.counted:g}"
+            self.line.write(f"{self.doing or 'done'}: {done} in {time.time() - self.begun:.0f} s")
+            self.line = None
 
 # %% ../nbs/04c_runs.ipynb #split-02
 def _bar_state() -> dict | None: # doing, done, total, seconds so far; None without a bar

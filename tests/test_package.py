@@ -47,3 +47,14 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_the_names():
     with pytest.raises(AttributeError, match="no attribute 'rank_loss'.*ranking_loss"): responserank.rank_loss
     with pytest.raises(ImportError): exec("from responserank import rank_loss")
     assert not hasattr(responserank, "nothing")
+
+
+def test_the_example_of_the_readme_runs(root):
+    """README opens with eight lines that train on a frame and score two texts."""
+    readme = (root / "README.md").read_text()
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    accuracy, rewards = done.stdout.strip().splitlines()[-2:]
+    assert 0 <= float(accuracy) <= 1 and len(rewards.strip("[]").split()) == 2
