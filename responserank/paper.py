@@ -6,8 +6,7 @@
 __all__ = ['Source', 'Comparison', 'rebuild_paper']
 
 # %% ../nbs/40_paper.ipynb #cell-002
-import fnmatch, functools, multiprocessing, os, shutil, sys
-from concurrent.futures import ProcessPoolExecutor
+import fnmatch, functools, os, shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from .llm import results as llm
 from .llm.formats import arguments_folder, read_arguments, read_preferences
 from .llm.simulated import simulated_table
 from .rl import results as rl
+from .processes import run_parallel
 from .settings import UserError, nearest_names
 from .runs import progress
 from .files import repo_root, write_csv, write_text
@@ -415,7 +415,8 @@ def _init_worker(sources, latex_text, dpi): # of one process
 def _has_points(points):
     return bool(points.attrs.get("rows")) and (points["n"] > 0 if "n" in points else points.index >= 0).any()
 
-def _make_one(artefact, name, part, folder): # a row of the manifest
+def _make_one(job): # artefact, name and part of the source, folder → a row of the manifest
+    artefact, name, part, folder = job
     runs, source = _WORKER_RUNS[name, part], {"source": name, "part": part}
     if name != "published" and artefact.form != "macros": # own runs make what they can
         points = artefact.points(runs)
@@ -442,13 +443,10 @@ def _match_artefacts(
 
 def _make_all(jobs, sources, out, workers, latex_text, dpi): # rows of the manifest
     arguments = [(a, s.name, s.part, out if s.name == "published" else out / s.name) for a, s in jobs]
-    if min(workers, len(jobs)) < 2:
-        with theme(), plt.rc_context():
-            _init_worker(sources, latex_text, dpi)
-            return [_make_one(*a) for a in progress(arguments, desc="paper")]
-    how = "fork" if sys.platform == "linux" else "spawn"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(how), _init_worker, (sources, latex_text, dpi)) as pool:
-        return [f.result() for f in progress([pool.submit(_make_one, *a) for a in arguments], desc="paper")]
+    with theme(), plt.rc_context():
+        made = run_parallel(_make_one, arguments, workers, desc="paper", ordered=True, setup=_init_worker,
+                            setup_arguments=(sources, latex_text, dpi), fork=True)
+        return [row for _, row in made]
 
 # %% ../nbs/40_paper.ipynb #split-07
 _BLANK_LINE = dict.fromkeys(_MANIFEST_COLUMNS, "") | {"source_rows": 0, "beyond_the_paper": False}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['location', 'read_text', 'read_file', 'silence_loggers', 'hub_error', 'is_hub_name', 'missing_file', 'list_configs',
-           'read_table', 'require_columns', 'is_missing', 'number_column', 'text_column']
+           'read_table', 'require_columns', 'lines_of', 'check_run_table', 'is_missing', 'number_column', 'text_column']
 
 # %% ../nbs/06_tables.ipynb #cell-002
 import gzip, io, json, logging, re, tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np
@@ -232,6 +232,26 @@ def require_columns(
     close = [c for c in nearest_names(lacking[0], list(map(str, frame.columns))) if c not in columns]
     raise UserError(f"{name}: no column '{lacking[0]}'" + (f" (did you mean '{close[0]}'?)" if close else "") +
                     f"; it has {', '.join(map(str, frame.columns))}")
+
+# %% ../nbs/06_tables.ipynb #run-table-check
+def lines_of(rows: pd.DataFrame) -> str: # "line 2, 3; 2 in all"; rows: with the column `line` of the file
+    "Return the text that names the lines of rows."
+    return f"line {', '.join(map(str, rows['line'].head(6)))}; {len(rows)} in all"
+
+def check_run_table(
+    table: pd.DataFrame, # one row per fit or run; with `line`, where lines are named
+    columns: list[str], # that it must have
+    what: str, # what such a table is: "a table of fits has dataset, …"
+    name: str, # of the file, for the message
+    problems: Callable[[pd.DataFrame], Iterable] = lambda table: (), # table → (what is wrong, its rows, what would be right or "")
+    describe: Callable[[pd.DataFrame], str] = lines_of, # rows → text that names them
+) -> pd.DataFrame: # `table`
+    "Raise a `UserError` that names the rows of a table of results that can't be averaged."
+    missing = [c for c in dict.fromkeys(columns) if c not in table]
+    if missing: raise UserError(f"{name}: column {', '.join(missing)} is missing; {what}")
+    for wrong, rows, right in problems(table):
+        if len(rows): raise UserError(f"{name}: {wrong}: {describe(rows)}" + (f"; {right}" if right else ""))
+    return table
 
 # %% ../nbs/06_tables.ipynb #cell-035
 def is_missing(column: pd.Series) -> np.ndarray: # (n,) bool

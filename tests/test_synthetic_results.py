@@ -27,7 +27,7 @@ def own(fits):  # the published trials drawn anew, as a second study
 
 @pytest.mark.parametrize("change, message", [
     (lambda t: t.drop(columns=["pdc", "size"]), "column size, pdc is missing"),
-    (lambda t: t.replace({"dataset": {"stochastic": "stochastik"}}), "line 3602: unknown dataset 'stochastik'"),
+    (lambda t: t.replace({"dataset": {"stochastic": "stochastik"}}), "unknown dataset 'stochastik'; did you mean stochastic?: line 3602, "),
     (lambda t: t.replace({"learner": {"rr": "rank"}}), "unknown learner 'rank'"),
     (lambda t: pd.concat([t, t.head(2)]), "the same fit twice: line 2, 3, 21602, 21603"),
     (lambda t: t.assign(pdc=t["pdc"].where(t.index != 5)), "no accuracy or pdc: line 7"),

@@ -20,6 +20,7 @@ from ..artefacts import Artefact, align_panels, average_cells, with_provenance
 from .batches import cohesion, pack_rows
 from .methods import METHOD_LABELS, METHOD_ROWS, METHODS
 from .preferences import agreements, text_length
+from ..tables import check_run_table
 from ..settings import UserError, nearest_names
 from ..files import published_folder, repo_root, rng
 from ..statistics import (format_number, format_p, format_points, format_share, format_var_p,
@@ -107,9 +108,8 @@ def check_runs(
     keys: list[str] = _RUN_KEYS, # columns that tell runs apart
 ) -> pd.DataFrame: # `runs`, if all is well
     "Raise an error that names the rows if a table of finished runs can't be averaged."
-    for wrong, rows, right in validation_errors(runs, metrics, keys):
-        if len(rows): raise UserError(f"{name}: {wrong}: {_name_rows(rows)}; {right}")
-    return runs
+    problems = lambda table: validation_errors(table, metrics, keys)
+    return check_run_table(runs, [], "", name, problems, _name_rows)
 
 # %% ../../nbs/28_llm_results.ipynb #cell-008
 _REQUIRED_COLUMNS = [*_RUN_KEYS, "run_state", "multipref_accuracy", "non_singleton_fraction", "avg_fragment_size"]
@@ -124,10 +124,8 @@ def read_llm_runs(
     if not path.exists(): raise UserError(f"{path}: no such table of runs")
     runs, metrics = pd.read_csv(path), [*_METRICS, *_CATEGORIES] if metrics is None else metrics
     if "overrides" in more_keys: runs["overrides"] = runs["overrides"].fillna("") if "overrides" in runs else ""
-    missing = [c for c in dict.fromkeys([*_REQUIRED_COLUMNS, *metrics, *more_keys]) if c not in runs]
-    if missing:
-        raise UserError(f"{path}: column {', '.join(missing)} is missing; "
-                        "a table of runs has the columns of results/published/llm_runs.csv.gz")
+    what = "a table of runs has the columns of results/published/llm_runs.csv.gz"
+    check_run_table(runs, [*_REQUIRED_COLUMNS, *metrics, *more_keys], what, str(path))
     runs = finished_runs(runs.assign(fraction=runs["fraction"].round(6)))
     return check_runs(runs, metrics, path.name, [*_RUN_KEYS, *more_keys])
 

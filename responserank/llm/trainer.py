@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from transformers import Trainer, TrainerCallback
 from ..figures import FAINT, curves, histogram, percent_ticks, figure_size, theme
 from ..runs import Claim, claim_run, flatten_keys, group_name, interruptible, error_line, progress, run_folder
+from ..processes import run_parallel
 from ..settings import UserError, check_name
 from ..files import content_hash, git_state, read_json, repo_root, rng, library_versions, write_csv, write_json
 from .batches import RankingBatchSampler, cohesion
@@ -609,10 +610,7 @@ def train_many(
     workers: int = 2, # processes, of one thread each
 ) -> pd.DataFrame: # one row per run, in the grid's order: method, fraction, seed, the settings asked for, and the test measures
     "Do many runs in several processes; those already finished are read."
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        done = list(progress(pool.map(run_metrics, grid), total=len(grid), desc="runs"))
+    done = [metrics for _, metrics in run_parallel(run_metrics, grid, workers, desc="runs", ordered=True)]
     names = ("method", "preset", "fraction", "seed", "group")
     return pd.DataFrame([{k: m[k] for k in names} | m["eval"] | flat_measures(m["eval"])
                          | dict(epochs=m["settings"]["epochs"], train_seconds=m["seconds"]["train"]) for m in done])

@@ -6,6 +6,7 @@
 __all__ = ['ENVIRONMENTS', 'CONTROL_ARTEFACTS', 'ControlRuns', 'read_control', 'outcome_points', 'collect_control_runs']
 
 # %% ../../nbs/33_rl_results.ipynb #cell-002
+from collections.abc import Iterator
 import json, re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..artefacts import Artefact, average_cells, with_provenance
+from ..tables import check_run_table
 from ..settings import UserError
 from ..files import published_folder, write_csv
 from ..statistics import bootstrap_interval, interquartile_mean
@@ -35,24 +37,24 @@ def _history(text, where):
     except (TypeError, ValueError): raise UserError(f"{where}: {str(text)[:40]!r} is not a list of numbers in JSON") from None
 
 # %% ../../nbs/33_rl_results.ipynb #cell-006
+def _control_problems(table: pd.DataFrame) -> Iterator: # as of `check_run_table`
+    "Return what would distort an average of control runs."
+    yield f"unknown environment (known: {', '.join(ENVIRONMENTS)})", table[~table["env"].isin(ENVIRONMENTS)], ""
+    yield "is_rt is neither True nor False", table[table["method"].isna()], ""
+    yield "the same environment, noise, method and seed twice", table[table.duplicated(_RUN_KEYS, keep=False)], ""
+    yield "noise below 0 or missing", table[~(table["noise"] >= 0)], ""
+
 def _check_control(
     table: pd.DataFrame,
     columns: list[str], # that it must have
     name: str, # of the table, for messages
 ) -> pd.DataFrame: # with `method` (BT or RR); sorted as the study is
     "Raise an error that names the lines if a table of control runs can't be averaged."
-    missing = [c for c in columns if c not in table and c not in ("run_id", "run_name")]
-    if missing:
-        raise UserError(f"{name}: column {', '.join(missing)} is missing; a table of control runs has {', '.join(columns)}")
+    needed = [c for c in columns if c not in ("run_id", "run_name")]
+    check_run_table(table, needed, f"a table of control runs has {', '.join(columns)}", name)
     method = table["is_rt"].map({True: "RR", False: "BT", "True": "RR", "False": "BT"})
     table = table.assign(method=method, line=np.arange(len(table)) + 2)
-    for wrong, rows in (
-        (f"unknown environment (known: {', '.join(ENVIRONMENTS)})", ~table["env"].isin(ENVIRONMENTS)),
-        ("is_rt is neither True nor False", method.isna()),
-        ("the same environment, noise, method and seed twice", table.duplicated(_RUN_KEYS, keep=False)),
-        ("noise below 0 or missing", ~(table["noise"] >= 0)),
-    ):
-        if rows.any(): raise UserError(f"{name}: {wrong}: {_lines(table[rows])}; {int(rows.sum())} in all")
+    check_run_table(table, [], "", name, _control_problems)
     place = {e: i for i, e in enumerate(ENVIRONMENTS)}
     return table.sort_values(_RUN_KEYS, key=lambda c: c.map(place) if c.name == "env" else c, ignore_index=True)
 

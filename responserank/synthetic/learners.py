@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['LEARNERS', 'Learner', 'TrainingSettings', 'TrainingSet', 'make_training_set', 'rows_at_size', 'has_ranking_mate',
            'initial_weights', 'fit_network', 'design_matrix', 'predict_differences', 'loss_slopes', 'BestWeights',
-           'fit_ensemble', 'fit_rngs', 'FittedEnsemble', 'fit_many', 'measure_members', 'fit_one_by_one', 'fit_chunk',
-           'init_worker']
+           'fit_ensemble', 'fit_rngs', 'FittedEnsemble', 'fit_many', 'measure_members', 'fit_one_by_one', 'fit_chunk']
 
 # %% ../../nbs/11_synthetic_learners.ipynb #cell-002
-import multiprocessing, os, threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -441,12 +439,3 @@ def fit_chunk(
         frames.append(pd.DataFrame(measured, index=index).reset_index())
     about = confusion(data, settings.train).assign(trial=trials, kendall_tau=kendall_tau(data, settings.train))
     return pd.concat(frames, ignore_index=True).merge(about, on="trial", how="left")
-
-# %% ../../nbs/11_synthetic_learners.ipynb #cell-068
-def init_worker() -> None:
-    "Set a worker process to one thread, and end it with its parent."
-    torch.set_num_threads(1)
-    def _follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    threading.Thread(target=_follow, daemon=True).start()

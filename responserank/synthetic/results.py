@@ -8,6 +8,7 @@ __all__ = ['LEARNER_LABELS', 'SYNTHETIC_ARTEFACTS', 'EXPERIMENT_ARTEFACTS', 'Fit
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-002
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from ..artefacts import Artefact, draw_figure, average_cells, with_provenance
+from ..tables import check_run_table
 from ..settings import UserError, check_name, nearest_names
 from ..files import published_folder, repo_root
 from ..statistics import effect_over_joint_sd, format_p, half_width, holm, qq_points, unpaired_from_summaries
@@ -33,25 +35,24 @@ class Fits(NamedTuple):
 _FIT_KEYS = ["dataset", "learner", "size", "trial"]
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-006
-def _check_fits(
-    trials: pd.DataFrame,
-    where: str = "trials", # name of the table, for messages
-) -> pd.DataFrame: # `trials`, if all is well
-    "Raise a `UserError` that names the lines of a table of fits that can't be averaged."
-    missing = [c for c in (*_FIT_KEYS, "accuracy", "pdc") if c not in trials]
-    if missing:
-        raise UserError(f"{where}: column {', '.join(missing)} is missing; a table of fits has {', '.join(_FIT_KEYS)}, accuracy, pdc")
+def _fit_problems(trials: pd.DataFrame) -> Iterator: # as of `check_run_table`
+    "Return what would distort an average of fits."
     for column, known in (("dataset", DATASETS), ("learner", LEARNERS)):
         for name in trials[column].unique():
             try: check_name(name, known, column)
-            except UserError as e:
-                raise UserError(f"{where}, line {np.flatnonzero(trials[column] == name)[0] + 2}: {e}") from None
-    wrong = {"the same fit twice": trials.duplicated(_FIT_KEYS, keep=False),
-             "no accuracy or pdc": trials[["accuracy", "pdc"]].isna().any(axis=1),
-             "a size outside (0, 1]": ~trials["size"].between(0, 1, inclusive="right")}
-    for what, rows in wrong.items():
-        lines = ", ".join(map(str, np.flatnonzero(rows)[:6] + 2))
-        if rows.any(): raise UserError(f"{where}: {what}: line {lines}; {int(rows.sum())} in all")
+            except UserError as e: yield str(e), trials[trials[column] == name], ""
+    yield "the same fit twice", trials[trials.duplicated(_FIT_KEYS, keep=False)], ""
+    yield "no accuracy or pdc", trials[trials[["accuracy", "pdc"]].isna().any(axis=1)], ""
+    yield "a size outside (0, 1]", trials[~trials["size"].between(0, 1, inclusive="right")], ""
+
+def _check_fits(
+    trials: pd.DataFrame,
+    name: str = "trials", # of the table, for messages
+) -> pd.DataFrame: # `trials`, if all is well
+    "Raise a `UserError` that names the lines of a table of fits that can't be averaged."
+    columns = [*_FIT_KEYS, "accuracy", "pdc"]
+    numbered = trials.assign(line=np.arange(len(trials)) + 2)
+    check_run_table(numbered, columns, f"a table of fits has {', '.join(columns)}", name, _fit_problems)
     return trials
 
 # %% ../../nbs/13_synthetic_results.ipynb #cell-007

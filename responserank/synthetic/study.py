@@ -7,9 +7,8 @@ __all__ = ['SIZES', 'MINI', 'Study', 'read_names', 'read_study', 'compute_parts'
            'means_at_full_size']
 
 # %% ../../nbs/12_synthetic_study.ipynb #cell-003
-import multiprocessing, os, shutil, tempfile, time
+import os, shutil, tempfile, time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +17,11 @@ import pandas as pd
 from scipy import stats
 from ..settings import UserError, check_name
 from ..files import content_hash, derive_seed, git_state, read_json, repo_root, library_versions, write_csv, write_json
+from ..processes import available_cores, run_parallel
 from ..runs import interruptible, progress
 from . import data as data_module, learners as learners_module
 from .data import DATASETS, TrialSettings
-from .learners import LEARNERS, init_worker, fit_chunk, rows_at_size
+from .learners import LEARNERS, fit_chunk, rows_at_size
 
 # %% ../../nbs/12_synthetic_study.ipynb #cell-006
 SIZES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -84,22 +84,18 @@ def _chunks(
     return [dict(dataset=d, trials=list(range(t, min(t + together, study.trials))), learners=study.learners, sizes=study.sizes,
                  seed=study.seed) for t in starts for d in study.datasets]
 
+def _fit_job(job: tuple) -> pd.DataFrame: # job: the function and its arguments
+    "Call the function of a job."
+    fit, arguments = job
+    return fit(**arguments)
+
 def _compute_chunks(
     jobs: list[dict], # arguments of `fit`
     workers: int,
     fit: Callable[..., pd.DataFrame] = fit_chunk, # a function of a module, for the processes to find it
 ) -> Iterator[tuple[dict, pd.DataFrame]]: # in the order in which they finish
     "Compute chunks, in this process or in several processes."
-    if workers == 1:
-        yield from ((job, fit(**job)) for job in jobs)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), init_worker) as pool:
-        waiting = {pool.submit(fit, **job): job for job in jobs}
-        try:
-            for done in as_completed(waiting): yield waiting[done], done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for (_, job), table in run_parallel(_fit_job, [(fit, job) for job in jobs], workers): yield job, table
 
 # %% ../../nbs/12_synthetic_study.ipynb #cell-013
 _STUDY_MEASURES = ("accuracy", "pdc", "true_accuracy", "correlation")
@@ -135,8 +131,7 @@ def compute_parts(
     file = {id(job): path for path, job in jobs.items()}
     rest = [job for path, job in jobs.items() if done[path] is None]
     left, total = sum(map(cost, rest)), sum(map(cost, jobs.values()))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers is None: workers = 1 if left < little else cores
+    if workers is None: workers = 1 if left < little else available_cores()
     with progress(total=total, **shown) as bar:
         bar.update(total - left)
         for job, table in _compute_chunks(rest, min(workers, max(len(rest), 1)), fit=fit):
