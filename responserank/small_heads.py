@@ -186,7 +186,7 @@ class WeightPrior:
     evidence: str # where the numbers come from
 
 WEIGHT_PRIORS = {
-    "time": WeightPrior(.15, 10., .3, .15, "faces: slope .16 at 3,000 choices (chapter 53); votes timed by task: nothing (chapter 51)"),
+    "time": WeightPrior(.15, 6., .4, .15, "faces: slope .16 at 3,000 choices (chapter 53)"),
     "votes": WeightPrior(.6, 5., .1, .2, "arguments .42 to .76, humour .3 to .97 by size and by kind of choice (chapters 51 and 52)"),
     "unknown": WeightPrior(.5, 2., .3, .15, "no evidence: flat, and possibly nothing"),
 }
