@@ -178,7 +178,8 @@ def light_ranking_loss(
     batch: dict, # `rank` (or an `Arrangement`), `ranking_id`, `rank_weight` (a number or (models, 1)), and `target` if it is soft
 ) -> Tensor: # the shape of `diff`
     "Compute the terms of ranking loss and Bradley–Terry, mixed by a weight that may differ per model."
-    weight = torch.as_tensor(batch["rank_weight"]).to(diff)
+    weight = batch["rank_weight"]
+    if isinstance(weight, Tensor): weight = weight.to(diff)
     ranked = ranking_loss(diff, batch["rank"], batch.get("ranking_id"), ties=batch.get("ties", "arbitrary"), reduction="none")
     return weight * ranked + (1 - weight) * bradley_terry_loss(diff, batch.get("target", 1.0), reduction="none")
 
