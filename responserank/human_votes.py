@@ -35,11 +35,13 @@ def votes_table(
 VOTE_METHODS = { # name → (one vote drawn?, loss, signal permuted?)
     "bt, drawn": (True, "bt", False), "bt": (False, "bt", False), "bt_soft": (False, "bt_soft", False),
     "bt_scaled": (False, "bt_scaled", False), "bt_margin": (False, "bt_margin", False), "regression": (False, "regression", False),
-    "ordinal": (False, "ordinal", False), "bt_ties": (False, "bt_ties", False), "rr": (False, "rr", False), "rr, drawn": (True, "rr", False),
+    "ordinal": (False, "ordinal", False), "bt_ties": (False, "bt_ties", False), "rr": (False, "rr", False),
+    "rr, drawn": (True, "rr", False),
     "rr_light": (False, "rr_light", False), "rr_light, drawn": (True, "rr_light", False), "rr, permuted": (False, "rr", True)}
 
 VOTE_PRIORS = (.3, 1., 3., 10., 30., 100., 300.)
 
+# %% ../nbs/51_human_arguments.ipynb #cell-010
 def light_weight(
     features: torch.Tensor, # (items, features)
     table: pd.DataFrame, # training rows of a probe's table
@@ -51,8 +53,10 @@ def light_weight(
     group = table.group if table.group.nunique() >= 5 else np.arange(len(table))
     d = cross_fit(features, at("chosen"), at("rejected"), assign_folds(group, 5, rng(seed, "held")), VOTE_PRIORS)[0].numpy()
     rank = table.rank_votes.to_numpy()
-    return estimate_rank_weight(d, rng(seed, "permute").permutation(rank) if permute else rank, None, "votes", "auto")._asdict() | dict(permuted=permute)
+    if permute: rank = rng(seed, "permute").permutation(rank)
+    return estimate_rank_weight(d, rank, None, "votes", "auto")._asdict() | dict(permuted=permute)
 
+# %% ../nbs/51_human_arguments.ipynb #cell-012
 def vote_study(
     features: torch.Tensor, # (items, features)
     pairs: pd.DataFrame, # as for `votes_table`, without pairs whose votes are split evenly
@@ -66,7 +70,8 @@ def vote_study(
             rows = np.sort(rng(k, "rows", str(share)).permutation(train)[:max(30, round(share * len(train)))])
             tables = {d: votes_table(pairs.iloc[rows], rng(k, "draw", str(share)) if d else None) for d in (False, True)}
             weights = {d: light_weight(features, t, k) for d, t in tables.items()}
-            found += [w | dict(size=share, split=k, drawn=d) for d, w in weights.items()] + [light_weight(features, tables[False], k, True) | dict(size=share, split=k, drawn=False)]
+            control = light_weight(features, tables[False], k, permute=True)
+            found += [w | dict(size=share, split=k, drawn=d) for d, w in [*weights.items(), (False, control)]]
             for name, (d, loss, permute) in VOTE_METHODS.items():
                 whole = truth.copy()
                 whole.loc[whole.index[rows], tables[d].columns] = tables[d]
@@ -75,6 +80,7 @@ def vote_study(
                 p[k, test] = held_out_prediction(features, whole, loss, batch, (rows, valid, test), VOTE_PRIORS)
     return out, pd.DataFrame(found)
 
+# %% ../nbs/51_human_arguments.ipynb #cell-014
 def _batch(table: pd.DataFrame, loss: str, weight: float, mix: np.random.Generator | None) -> dict: # columns of one loss
     batch = signal_columns(table, "votes", None, "auto") | dict(rank_weight=weight)
     if loss == "bt_margin": batch["strength"] = torch.tensor(table.m.to_numpy())
@@ -83,7 +89,7 @@ def _batch(table: pd.DataFrame, loss: str, weight: float, mix: np.random.Generat
         batch["rank"] = arrange(rank, make_rankings(rank), ties="arbitrary")
     return batch
 
-# %% ../nbs/51_human_arguments.ipynb #cell-013
+# %% ../nbs/51_human_arguments.ipynb #cell-019
 def gain_table(
     gains: pd.DataFrame, # as from `paired_gains`
     prototype: pd.DataFrame, # study, size, loss, accuracy, pdc
@@ -92,7 +98,8 @@ def gain_table(
     "Set our gains beside the prototype's."
     p = prototype[prototype.study == study][["loss", "size", "accuracy", "pdc"]]
     base = p[p.loss == "bt"].set_index("size")
-    p = p.assign(prototype_accuracy=p.accuracy - p["size"].map(base.accuracy), prototype_pdc=p.pdc - p["size"].map(base.pdc)).drop(columns=["accuracy", "pdc"])
+    gain = {f"prototype_{c}": p[c] - p["size"].map(base[c]) for c in ("accuracy", "pdc")}
+    p = p.assign(**gain).drop(columns=["accuracy", "pdc"])
     t = gains.merge(p, on=["loss", "size"], how="left")
     for c in ("accuracy", "pdc"):
         error = (t[f"{c}_hi"] - t[f"{c}_lo"]) / 2 / 1.96 * np.sqrt(2)
@@ -100,6 +107,7 @@ def gain_table(
         t[f"{c}_agrees"] = np.where(gap.isna() | (t.loss == "bt"), None, gap <= 2 * error + .0005) # the prototype has three decimals
     return t
 
+# %% ../nbs/51_human_arguments.ipynb #cell-021
 def gains_figure(
     gains: pd.DataFrame, # as from `paired_gains`
 ):

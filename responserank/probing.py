@@ -38,15 +38,18 @@ def text_of(
     parts = [x if isinstance(x, str) else "\n".join(m["content"] for m in x) for x in (prompt, completion)]
     return "\n".join(p for p in parts if p)
 
+# %% ../nbs/50_probe.ipynb #cell-007
 def _vote_columns(table: pd.DataFrame) -> dict: # m, won, tied, and ranks by time and statement of those who voted with the majority
     count, m = vote_counts(table), mean_preferences(table)
     row, vote = np.repeat(np.arange(len(table)), count), flatten(table, "preferences")
     share = lambda x: np.bincount(row, x, len(table)) / np.maximum(count, 1)
     side, found = np.sign(m), dict(m=np.abs(m), won=share(vote * np.sign(m)[row] > 0), tied=share(vote == 0))
     with_majority = np.sign(vote) == side[row]
-    def among(values):
+    def among(values: np.ndarray) -> np.ndarray: # one value per vote → (n,), NaN where nobody has one
+        "Average over those who voted with the majority."
         known = with_majority & np.isfinite(values)
-        return np.where((n := np.bincount(row, known, len(table))) > 0, np.bincount(row, np.where(known, values, 0), len(table)) / np.maximum(n, 1), np.nan)
+        n, total = np.bincount(row, known, len(table)), np.bincount(row, np.where(known, values, 0), len(table))
+        return np.where(n > 0, total / np.maximum(n, 1), np.nan)
     seconds, who = flatten(table, "seconds").astype(float), flatten(table, "annotators")
     if np.isfinite(seconds).any():
         log, by = pd.Series(np.log(np.maximum(seconds, 1e-3))), pd.Series(who)
@@ -54,6 +57,7 @@ def _vote_columns(table: pd.DataFrame) -> dict: # m, won, tied, and ranks by tim
     if (np.abs(vote) == 1).any(): found["rank_stated"] = -among(np.abs(vote).astype(float))
     return found | (dict(rank_votes=-np.abs(m)) if count.max() > 1 else {})
 
+# %% ../nbs/50_probe.ipynb #cell-009
 def probe_table(
     table: pd.DataFrame, # comparisons as `read_preferences` returns them
 ) -> tuple[pd.DataFrame, list]: # the probe's table, and the texts of its items
@@ -65,19 +69,21 @@ def probe_table(
     sign = np.sign(mean_preferences(table)) if votes else np.ones(len(table))
     unit = table.topic if "topic" in table else table.prompt_id
     pair = pd.Series([f"{min(x, y)} {max(x, y)}" for x, y in zip(a, b)])
-    out = pd.DataFrame(dict(chosen=np.where(sign >= 0, a, b), rejected=np.where(sign >= 0, b, a), group=pair if unit.nunique() == len(unit) else unit.to_numpy()))
+    group = pair if unit.nunique() == len(unit) else unit.to_numpy()
+    out = pd.DataFrame(dict(chosen=np.where(sign >= 0, a, b), rejected=np.where(sign >= 0, b, a), group=group))
     out["length"] = [len(texts[i]) + len(texts[j]) for i, j in zip(a, b)]
     out["longer"] = np.sign([len(texts[i]) - len(texts[j]) for i, j in zip(out.chosen, out.rejected)])
     if votes: out = out.assign(**_vote_columns(table), person="")
     else:
-        given = dict(rank_time=("response_time", 1), rank_strength=("strength", -1)) | (dict(rank_strength=("rank_given", 1)) if "rank_given" in table else {})
+        given = dict(rank_time=("response_time", 1), rank_strength=("strength", -1))
+        if "rank_given" in table: given["rank_strength"] = ("rank_given", 1)
         out = out.assign(**{k: s * table[c].to_numpy(float) for k, (c, s) in given.items() if c in table}, m=np.nan, won=1., tied=0.,
                          person=table.annotator.to_numpy() if "annotator" in table else "")
         if "stratum_given" in table: out["column"] = table.stratum_given.to_numpy()
     kept = (sign != 0) & (out.chosen != out.rejected).to_numpy()
     return out[kept].reset_index(drop=True), list(texts)
 
-# %% ../nbs/50_probe.ipynb #cell-009
+# %% ../nbs/50_probe.ipynb #cell-013
 def signal_columns(
     table: pd.DataFrame, # training rows of a probe's table
     signal: str, # the name of a signal, without `rank_`
@@ -108,7 +114,7 @@ def permute_signal(
     out.loc[out.index[order], columns] = table[columns].to_numpy()[np.lexsort((r.random(len(table)), code))]
     return out
 
-# %% ../nbs/50_probe.ipynb #cell-012
+# %% ../nbs/50_probe.ipynb #cell-016
 def group_splits(
     group: np.ndarray, # (n,) names
     folds: int,
@@ -116,15 +122,17 @@ def group_splits(
 ) -> list: # of (train, validation, test), arrays of row numbers
     "Split whole groups: each is tested once, and the next fold serves for validation."
     fold = assign_folds(group, folds, rng(seed, "folds"))
-    return [tuple(np.flatnonzero(x) for x in (~np.isin(fold, [k, (k + 1) % folds]), fold == (k + 1) % folds, fold == k)) for k in range(folds)]
+    after = lambda k: (k + 1) % folds
+    return [tuple(np.flatnonzero(x) for x in ((fold != k) & (fold != after(k)), fold == after(k), fold == k)) for k in range(folds)]
 
+# %% ../nbs/50_probe.ipynb #cell-018
 def held_out_prediction(
     features: torch.Tensor, # (items, features)
     table: pd.DataFrame, # a probe's table
     loss: str, # a key of `LOSSES`
     batch: dict, # its columns, for the training rows
     split: tuple, # training rows (as in `batch`), validation rows, test rows
-    priors=PRIORS,
+    priors=PRIORS, # precisions to choose from
 ) -> np.ndarray: # (test rows,) predicted differences in log-odds
     "Fit at several priors, and predict the test rows with the best on the validation rows."
     at = lambda rows, c: torch.tensor(table[c].to_numpy()[rows])
@@ -135,6 +143,7 @@ def held_out_prediction(
     best = int(torch.nn.functional.softplus(-slope[:, None] * d).mean(-1).argmin())
     return (slope[best] * item_differences(heads.weights[best:best + 1], features, at(test, "chosen"), at(test, "rejected"))[0]).numpy()
 
+# %% ../nbs/50_probe.ipynb #cell-020
 def forecast(
     features: torch.Tensor, # (items, features)
     table: pd.DataFrame, # a probe's table
@@ -155,13 +164,14 @@ def forecast(
             s = None if stratum is None else np.asarray(stratum)[rows]
             real = table.iloc[rows]
             batch = signal_columns(real, signal, s, ranking_size) | dict(rank_weight=weight)
-            mixed = signal_columns(permute_signal(real, signal, s, rng(seed, "permute", k)), signal, s, ranking_size) | dict(rank_weight=weight)
+            control = permute_signal(real, signal, s, rng(seed, "permute", k))
+            mixed = signal_columns(control, signal, s, ranking_size) | dict(rank_weight=weight)
             for name, loss, b in [*((x, x, batch) for x in losses), ("permuted", "rr_light", mixed)]:
                 p = out.setdefault((name, share), np.full((len(splits), len(table)), np.nan))
                 p[k, test] = held_out_prediction(features, table, loss, b, (rows, valid, test))
     return out
 
-# %% ../nbs/50_probe.ipynb #cell-014
+# %% ../nbs/50_probe.ipynb #cell-022
 def resampled_weights(
     groups: np.ndarray, # (n,) or (n, g) names; a row weighs the product over its groups
     draws: int,
@@ -174,6 +184,7 @@ def resampled_weights(
     counts = r.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
     return counts[:, code].reshape(draws, *groups.shape).prod(-1).astype(float)
 
+# %% ../nbs/50_probe.ipynb #cell-024
 def weighted_measures(
     diff: np.ndarray, # (n,) predictions, positive where the choice is predicted
     reference: np.ndarray, # (n,) strength, NaN: not known
@@ -189,6 +200,7 @@ def weighted_measures(
     cov = mean(x * y) - mean(x) * mean(y)
     return right, cov / np.sqrt(np.maximum((mean(x * x) - mean(x) ** 2) * (mean(y * y) - mean(y) ** 2), 1e-18))
 
+# %% ../nbs/50_probe.ipynb #cell-026
 def paired_gains(
     predictions: dict, # (loss, size) → (splits, n), as from `forecast`
     reference: np.ndarray, # (n,) strength, NaN: not known
@@ -210,7 +222,7 @@ def paired_gains(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/50_probe.ipynb #cell-017
+# %% ../nbs/50_probe.ipynb #cell-029
 def stratifications(
     table: pd.DataFrame, # a probe's table
     signal: str,
@@ -228,10 +240,10 @@ def _other_strata(table: pd.DataFrame) -> dict: # groups of at least three compa
     found = {"prompt or topic": table.group.to_numpy()} if len(table) >= 3 * table.group.nunique() and table.group.nunique() > 1 else {}
     return found | ({"column": table["column"].to_numpy()} if "column" in table else {})
 
+# %% ../nbs/50_probe.ipynb #cell-031
 def concordance_table(
     table: pd.DataFrame, # a probe's table
     held: np.ndarray, # (n,) held-out predicted differences
-    draws: int = 200, # of the bootstrap over groups
     seed: int = 0,
 ) -> pd.DataFrame: # signal, strata, reference, concordance, lo, hi, permuted, p, weight, weight_lo, weight_hi, n
     "Compare each signal with held-out predictions, and with votes, within each stratification."
@@ -244,16 +256,16 @@ def concordance_table(
             for reference, values in references.items():
                 share = float(concordance(-rank, values, strata))
                 r = rng(seed, signal, name, reference)
-                half = _concordance_error(rank, values, strata, table.group.to_numpy(), draws, r)
+                half = _concordance_error(rank, values, strata, table.group.to_numpy(), r)
                 code = np.zeros(len(rank), int) if strata is None else pd.factorize(np.asarray(strata))[0]
                 mixed, order = rank.copy(), np.argsort(code, kind="stable")
                 mixed[order] = rank[np.lexsort((r.random(len(rank)), code))]
-                rows.append(dict(signal=signal, strata=name, reference=reference, concordance=share, lo=share - 1.96 * half, hi=share + 1.96 * half,
-                                 permuted=float(concordance(-mixed, values, strata)), p=w.p, weight=w.value, weight_lo=w.lo, weight_hi=w.hi,
-                                 slope=w.slope, n=w.n))
+                rows.append(dict(signal=signal, strata=name, reference=reference, concordance=share, lo=share - 1.96 * half,
+                                 hi=share + 1.96 * half, permuted=float(concordance(-mixed, values, strata)), p=w.p, weight=w.value,
+                                 weight_lo=w.lo, weight_hi=w.hi, slope=w.slope, n=w.n))
     return pd.DataFrame(rows)
 
-def _concordance_error(rank, values, strata, group, draws: int, r: np.random.Generator) -> float: # standard error from 20 random parts of the groups
+def _concordance_error(rank, values, strata, group, r: np.random.Generator) -> float: # standard error, from 20 random parts of the groups
     code, names = pd.factorize(group)
     part = r.permutation(len(names))[code] % 20
     take = lambda k: float(concordance(-rank[part == k], values[part == k], None if strata is None else np.asarray(strata)[part == k]))
@@ -261,7 +273,7 @@ def _concordance_error(rank, values, strata, group, draws: int, r: np.random.Gen
     shares = shares[~np.isnan(shares)]
     return float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 2 else np.nan
 
-# %% ../nbs/50_probe.ipynb #cell-019
+# %% ../nbs/50_probe.ipynb #cell-033
 def as_good_as_best(
     gains: pd.DataFrame, # of one size, from `paired_gains` against the best loss
 ) -> list: # losses, in the order of the panel
@@ -276,6 +288,7 @@ def best_loss(
     real = gains[gains.loss.isin(LOSSES)]
     return str(real.loss.iloc[int((real.accuracy + real.pdc.fillna(0)).to_numpy().argmax())])
 
+# %% ../nbs/50_probe.ipynb #cell-035
 def needed_comparisons(
     p: float, # of the signal's test
     n: int, # comparisons so far
@@ -301,9 +314,9 @@ class Verdict:
     sentence: str
     command: str
 
-METHOD_OF_LOSS = {"bt": "bt", "bt_soft": "bt_meanpref", "rr": "rr_consensus", "rr_light": "rr_consensus"} # for votes; other files use `rr` and `bt_soft`
+METHOD_OF_LOSS = {"bt": "bt", "bt_soft": "bt_meanpref", "rr": "rr_consensus", "rr_light": "rr_consensus"} # of data with votes
 
-# %% ../nbs/50_probe.ipynb #cell-020
+# %% ../nbs/50_probe.ipynb #cell-036
 def train_command(
     loss: str, # a key of `LOSSES`
     signal: str,
@@ -319,6 +332,7 @@ def train_command(
                      "person × length": ["strata=annotator_x_length", "length_buckets=4"]}.get(strata, []))]
     return f"responserank train {method} --data {source}" + (f" --overrides '{' '.join(settings)}'" if settings else "")
 
+# %% ../nbs/50_probe.ipynb #cell-038
 def decide(
     table: pd.DataFrame, # a probe's table
     predictions: dict, # as from `forecast`
@@ -337,9 +351,9 @@ def decide(
     if not found: loss = "bt"
     says = "signal" if found else "too few data" if more and more < 100 * best.n else "no signal"
     row = gains[gains.loss == loss].iloc[0]
-    sentence = {"no signal": f"No signal: the order of '{best.signal}' says nothing about differences (p = {best.p:.2f}). Train Bradley–Terry.",
-                "too few data": f"Too few data to tell: '{best.signal}' may carry strength (p = {best.p:.2f}); about {more} comparisons would show it."
-                                " Train Bradley–Terry."}.get(says)
+    sentence = (f"No signal: the order of '{best.signal}' says nothing about differences (p = {best.p:.2f}). Train Bradley–Terry." if says == "no signal" else
+                f"Too few data to tell: '{best.signal}' may carry strength (p = {best.p:.2f}); about {more} comparisons would show it. "
+                "Train Bradley–Terry.")
     if found:
         sentence = (f"'{best.signal}' carries strength (p = {best.p:.1g}); the weight of its order is λ = {best.weight:.2f} "
                     f"({best.weight_lo:.2f} to {best.weight_hi:.2f}). " +
@@ -349,7 +363,7 @@ def decide(
     return Verdict(best.signal, says, loss, best.strata, float(best.weight), ranking_size, float(row.accuracy_gain), float(row.accuracy_lo),
                    float(row.accuracy_hi), sentence, train_command(loss, best.signal, best.weight, best.strata, source))
 
-# %% ../nbs/50_probe.ipynb #cell-023
+# %% ../nbs/50_probe.ipynb #cell-041
 def encode_texts(
     texts: list, # of str
     encoder: str, # a folder, or a name on the hub, of a sentence encoder
@@ -369,6 +383,7 @@ def encode_texts(
             out[rows] = mean
     return out
 
+# %% ../nbs/50_probe.ipynb #cell-043
 @dataclass
 class Probe:
     "What a probe found."
@@ -380,15 +395,17 @@ class Probe:
     def __str__(self) -> str: return report_text(self)
     def _repr_html_(self) -> str: return report_html(self)
 
-# %% ../nbs/50_probe.ipynb #cell-024
+# %% ../nbs/50_probe.ipynb #cell-044
 LEAST, MOST = 30, 6000 # comparisons: fewer can't be probed; more are not needed for a forecast
 
 def _check(table: pd.DataFrame, source: str) -> list: # the names of usable signals
     if len(table) < LEAST: raise UserError(f"{source}: {len(table)} comparisons with a choice; the probe needs at least {LEAST}")
-    if table.group.nunique() < 5: raise UserError(f"{source}: only {table.group.nunique()} groups (prompts, topics or pairs) to hold out; the probe needs 5")
+    groups = table.group.nunique()
+    if groups < 5: raise UserError(f"{source}: only {groups} groups (prompts, topics or pairs) to hold out; the probe needs 5")
     signals = [c.removeprefix("rank_") for c in table if c.startswith("rank_")]
     return [s for s in signals if table[f"rank_{s}"].notna().sum() >= LEAST and np.ptp(table[f"rank_{s}"].dropna()) > 1e-9]
 
+# %% ../nbs/50_probe.ipynb #cell-046
 def file_facts(
     table: pd.DataFrame, # a probe's table
     texts: list,
@@ -401,6 +418,7 @@ def file_facts(
     for c in [c for c in table if c.startswith("rank_")]: facts[c.replace("rank_", "signal ")] = int(table[c].notna().sum())
     return facts
 
+# %% ../nbs/50_probe.ipynb #cell-048
 def probe(
     data, # a file or folder of preferences, or a table that `read_preferences` returned
     out: str | Path | None = None, # folder for probe.json, probe.png and probe.html
@@ -433,16 +451,16 @@ def probe(
     if out is not None: write_probe(result, Path(out))
     return result
 
-# %% ../nbs/50_probe.ipynb #cell-026
+# %% ../nbs/50_probe.ipynb #cell-050
 def _plain(frame: pd.DataFrame, digits: int = 3) -> str: return frame.round(digits).to_string(index=False)
 
 CONCORDANCE_SHOWN = ["signal", "strata", "reference", "concordance", "lo", "hi", "permuted", "p", "weight", "weight_lo", "weight_hi"]
-FORECAST_SHOWN = ["signal", "loss", "size", "accuracy", "accuracy_gain", "accuracy_lo", "accuracy_hi", "pdc", "pdc_gain", "pdc_lo", "pdc_hi"]
+FORECAST_SHOWN = ["signal", "loss", "size", *(f"{m}{part}" for m in ("accuracy", "pdc") for part in ("", "_gain", "_lo", "_hi"))]
 
 def report_text(result: Probe) -> str:
     "Write the report for a terminal."
-    facts = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}" for k, v in result.facts.items())
-    parts = [facts]
+    number = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)
+    parts = [", ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in result.facts.items())]
     if len(result.concordance): parts.append(_plain(result.concordance[CONCORDANCE_SHOWN]))
     if len(result.forecast): parts.append(_plain(result.forecast[FORECAST_SHOWN].dropna(axis=1, how="all")))
     parts += [f"{v.sentence}\n  {v.command}" for v in result.verdicts] or ["No strength signal in the file: train Bradley–Terry."]
@@ -453,13 +471,15 @@ def forecast_figure(result: Probe) -> plt.Figure:
     f = result.forecast
     f = f[(f["size"] == f["size"].max()) & (f.loss != "bt")].assign(name=lambda t: [LOSSES[l].label if l in LOSSES else l for l in t.loss])
     signals = list(f.signal.unique())
-    fig, axes = plt.subplots(1, len(signals), figsize=size("full" if len(signals) > 1 else "half", .45 if len(signals) > 1 else .8), squeeze=False)
+    fig, axes = plt.subplots(1, len(signals), figsize=size("full", .45) if len(signals) > 1 else size("half", .8), squeeze=False)
     for ax, signal in zip(axes[0], signals):
-        shown = f[f.signal == signal].assign(x=lambda t: 100 * t.accuracy_gain, lo=lambda t: 100 * t.accuracy_lo, hi=lambda t: 100 * t.accuracy_hi)
+        shown = f[f.signal == signal]
+        shown = shown.assign(x=100 * shown.accuracy_gain, lo=100 * shown.accuracy_lo, hi=100 * shown.accuracy_hi)
         intervals(shown, "name", "x", "lo", "hi", ax=ax)
         ax.set(title=signal, xlabel="accuracy over BT (points)")
     return fig
 
+# %% ../nbs/50_probe.ipynb #cell-052
 def report_html(result: Probe) -> str:
     "Write the report as a part of a page."
     import base64, io
@@ -474,6 +494,7 @@ def report_html(result: Probe) -> str:
         if len(frame): cells.append(frame[shown].round(3).to_html(index=False, border=0))
     return "<h1>Probe</h1>" + "".join(cells) + f"<pre>{html.escape(json.dumps(result.facts, indent=1))}</pre>"
 
+# %% ../nbs/50_probe.ipynb #cell-054
 def write_probe(
     result: Probe,
     folder: Path,
@@ -483,5 +504,6 @@ def write_probe(
     records = lambda t: json.loads(t.to_json(orient="records"))
     write_json(folder / "probe.json", dict(facts=result.facts, concordance=records(result.concordance), forecast=records(result.forecast),
                                            verdicts=[asdict(v) for v in result.verdicts]))
-    head = '<!doctype html><meta charset="utf-8"><title>Probe</title><style>body{font:14px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .6em}</style>'
+    style = "body{font:14px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .6em}"
+    head = f'<!doctype html><meta charset="utf-8"><title>Probe</title><style>{style}</style>'
     write_text(folder / "probe.html", head + report_html(result))

@@ -39,6 +39,7 @@ def _downhill(g: Tensor, moves: list, bends: list) -> Tensor: # (problems, k)
     for s, y, r, a in zip(moves, bends, inverse, parts[::-1]): q = q + s * (a - r * _dot(y, q))
     return torch.where(_dot(q, g) > 0, -q, -g)
 
+# %% ../nbs/00c_small_heads.ipynb #cell-007
 def minimise(
     objective: Callable, # (problems, k) → (problems,)
     start: Tensor, # (problems, k)
@@ -47,7 +48,8 @@ def minimise(
     memory: int = 10, # moves that are remembered
 ) -> tuple[Tensor, Tensor]: # (problems, k) minimisers, (problems,) booleans: has it converged?
     "Minimise many smooth functions at once."
-    def look(x):
+    def look(x: Tensor) -> tuple[Tensor, Tensor]: # values and gradients
+        "Evaluate all problems."
         x = x.detach().requires_grad_()
         f = objective(x)
         return f.detach(), torch.autograd.grad(f.sum(), x)[0]
@@ -69,7 +71,7 @@ def minimise(
         if (bad | done).all(): break
     return x, g.norm(dim=-1) <= tol * (1 + f.abs())
 
-# %% ../nbs/00c_small_heads.ipynb #cell-009
+# %% ../nbs/00c_small_heads.ipynb #cell-011
 class Heads(NamedTuple):
     "Fitted heads."
     weights: Tensor # (models, features)
@@ -86,6 +88,7 @@ def item_differences(
     u = weights @ features.T
     return u[:, chosen] - u[:, rejected] if chosen.ndim == 1 else u.gather(1, chosen) - u.gather(1, rejected)
 
+# %% ../nbs/00c_small_heads.ipynb #cell-013
 def fit_heads(
     features: Tensor, # (items, features) float64; the identity gives each item a utility of its own
     chosen: Tensor, # (n,) or (models, n) numbers of items
@@ -101,12 +104,14 @@ def fit_heads(
     prior, p = torch.as_tensor(prior, dtype=features.dtype), features.shape[1]
     own = LOSSES[loss].extra(batch).to(features) if LOSSES[loss].extra else features.new_zeros(0)
     start = torch.cat([features.new_zeros(len(prior), p), own.expand(len(prior), -1)], 1)
-    def objective(x):
+    def objective(x: Tensor) -> Tensor: # (models,)
+        "Add up loss and prior."
         d = item_differences(x[:, :p], features, chosen, rejected)
         return (weight * LOSSES[loss].terms(d, batch, x[:, p:])).sum(-1) + prior / 2 * (x[:, :p] ** 2).sum(-1)
     x, converged = minimise(objective, start, steps, tol)
     return Heads(x[:, :p], x[:, p:], converged)
 
+# %% ../nbs/00c_small_heads.ipynb #cell-015
 def without(
     ranking_id, # (n,) integers
     kept: Tensor, # (models, n) booleans
@@ -115,8 +120,8 @@ def without(
     ids = torch.as_tensor(np.asarray(ranking_id))
     return torch.where(kept, ids, ids.max() + 1 + torch.arange(len(ids)))
 
-# %% ../nbs/00c_small_heads.ipynb #cell-013
-PRIORS = (1., 3., 10., 30., 100.) # precisions tried, where features have mean square length 1
+# %% ../nbs/00c_small_heads.ipynb #cell-019
+PRIORS = (.03, .1, .3, 1., 3., 10., 30., 100.) # precisions tried, where features have mean square length 1
 
 def assign_folds(
     group, # (n,) names; a group is never split
@@ -140,7 +145,7 @@ def cross_fit(
     chosen: Tensor, # (n,)
     rejected: Tensor, # (n,)
     folds, # (n,) whole numbers from 0
-    priors=PRIORS,
+    priors=PRIORS, # precisions to choose from
 ) -> tuple[Tensor, float]: # (n,) held-out predicted differences in log-odds, and the prior
     "Predict each choice by a head that was fitted without its fold."
     folds = torch.as_tensor(np.asarray(folds))
@@ -153,7 +158,7 @@ def cross_fit(
     best = int(F.softplus(-scaled).mean(-1).argmin())
     return scaled[best], float(priors[best])
 
-# %% ../nbs/00c_small_heads.ipynb #cell-016
+# %% ../nbs/00c_small_heads.ipynb #cell-022
 LAMBDAS = np.linspace(0, 1, 101)
 
 def order_likelihood(
@@ -175,7 +180,7 @@ def order_likelihood(
         total.append(float(torch.where(there, x - x.flip(-1).logcumsumexp(-1).flip(-1), 0.).sum()))
     return np.array(total)
 
-# %% ../nbs/00c_small_heads.ipynb #cell-020
+# %% ../nbs/00c_small_heads.ipynb #cell-026
 @dataclass(frozen=True)
 class WeightPrior:
     "What is known of λ before the data are seen."
@@ -202,7 +207,7 @@ def weight_prior_density(
     density[0] += prior.nothing
     return density / density.sum()
 
-# %% ../nbs/00c_small_heads.ipynb #cell-022
+# %% ../nbs/00c_small_heads.ipynb #cell-028
 class RankWeight(NamedTuple):
     "An estimate of λ."
     value: float # posterior mean
@@ -224,14 +229,15 @@ def posterior(
     lo, hi = LAMBDAS[np.searchsorted(mass.cumsum(), [(1 - level) / 2, (1 + level) / 2]).clip(max=len(LAMBDAS) - 1)]
     return float(mass @ LAMBDAS), float(lo), float(hi)
 
-# %% ../nbs/00c_small_heads.ipynb #cell-024
+# %% ../nbs/00c_small_heads.ipynb #cell-030
 def signal_p(
     diff, # (n,) held-out predicted differences
     rank, # (n,) lower = stronger, NaN = none
     stratum=None, # (n,) names; None: one stratum
 ) -> float: # one-sided p-value, 1 where nothing can be compared
     "Test whether stronger comparisons have larger predicted differences within strata."
-    t = pd.DataFrame(dict(d=np.asarray(diff, float), r=np.asarray(rank, float), s=0 if stratum is None else pd.factorize(np.asarray(stratum))[0]))
+    strata = 0 if stratum is None else pd.factorize(np.asarray(stratum))[0]
+    t = pd.DataFrame(dict(d=np.asarray(diff, float), r=np.asarray(rank, float), s=strata))
     by = t[t.r.notna()].groupby("s")
     a, d = -by.r.rank(), t.loc[t.r.notna(), "d"]
     s = t.loc[t.r.notna(), "s"]
@@ -253,7 +259,7 @@ def estimate_rank_weight(
     mean, lo, hi = posterior(likelihood, WEIGHT_PRIORS[kind])
     return RankWeight(mean, lo, hi, float(LAMBDAS[likelihood.argmax()]), signal_p(diff, rank, stratum), kind, int(known.sum()))
 
-# %% ../nbs/00c_small_heads.ipynb #cell-031
+# %% ../nbs/00c_small_heads.ipynb #cell-037
 def _pieces(word: str, columns: int) -> list[int]: # hash columns of a word and its pieces
     marked = f"<{word}>"
     return [zlib.crc32(p.encode()) % columns for p in [word, *(marked[i:i + k] for k in (3, 4) for i in range(len(marked) - k + 1))]]
@@ -268,14 +274,15 @@ def hashed_counts(
         word += [vocabulary.setdefault(w, len(vocabulary)) for w in re.findall(r"\w+", t.lower())]
         start.append(len(word))
     pieces = [_pieces(w, columns) for w in vocabulary]
-    to_piece = sparse.csr_matrix((np.ones(sum(map(len, pieces))), np.array([c for p in pieces for c in p], int), np.cumsum([0, *map(len, pieces)])),
-                                 (len(vocabulary), columns))
-    counts = sparse.csr_matrix((np.ones(len(word)), np.array(word, int), np.array(start)), (len(texts), len(vocabulary))) @ to_piece
+    table = lambda flat, start, shape: sparse.csr_matrix((np.ones(len(flat)), np.array(flat, int), np.array(start)), shape)
+    to_piece = table([c for p in pieces for c in p], np.cumsum([0, *map(len, pieces)]), (len(vocabulary), columns))
+    counts = table(word, start, (len(texts), len(vocabulary))) @ to_piece
     counts.data = np.log1p(counts.data)
     rarity = np.log((1 + len(texts)) / (1 + counts.getnnz(0))) + 1
     counts = (counts @ sparse.diags(rarity)).tocsr()
     return sparse.diags(1 / np.maximum(np.sqrt(counts.multiply(counts).sum(1)).A1, 1e-12)) @ counts
 
+# %% ../nbs/00c_small_heads.ipynb #cell-039
 def surface_features(
     texts: list, # of str
 ) -> np.ndarray: # (texts, 5)
@@ -291,6 +298,7 @@ def standardised(
     x = x - x.mean(0)
     return x / max(np.sqrt((x ** 2).sum(1).mean()), 1e-12)
 
+# %% ../nbs/00c_small_heads.ipynb #cell-041
 def text_features(
     texts: list, # of str
     dimensions: int = 100, # of the decomposition

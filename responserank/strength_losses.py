@@ -25,7 +25,8 @@ def _columns(
 ) -> list[Tensor]: # all of one shape, floating point, single precision or better
     "Read differences and columns, and refuse shapes that would broadcast by accident."
     diff = diff if isinstance(diff, Tensor) else torch.tensor(np.asarray(diff))
-    if not diff.ndim or not diff.shape[-1]: raise ValueError(f"diff must hold at least one comparison along its last axis; its shape is {tuple(diff.shape)}")
+    if not diff.ndim or not diff.shape[-1]:
+        raise ValueError(f"diff must hold at least one comparison along its last axis; its shape is {tuple(diff.shape)}")
     diff = diff if diff.dtype in (torch.float32, torch.float64) else diff.float()
     found = [diff]
     for name, x in columns.items():
@@ -210,9 +211,13 @@ LOSSES = {
     "rr": StrengthLoss("RR", ("rank",), lambda d, b, e: light_ranking_loss(d, b | dict(rank_weight=1.0))),
     "bt_scaled": StrengthLoss("BT, scaled", ("strength",), lambda d, b, e: scaled_loss(d, b["strength"], "none")),
     "bt_margin": StrengthLoss("BT, margin", ("strength",), lambda d, b, e: margin_loss(d, b["strength"], b.get("scale", 1.), "none")),
-    "regression": StrengthLoss("Regression", ("mean_preference",), lambda d, b, e: regression_loss(d, b["mean_preference"], b.get("scale", 1.), "none")),
-    "ordinal": StrengthLoss("Ordinal", ("category",), lambda d, b, e: ordinal_loss(d, b["category"], symmetric_thresholds(e, b.get("middle", False)), "none"), _log_steps),
-    "bt_ties": StrengthLoss("BT, ties", ("won", "tied"), lambda d, b, e: davidson_loss(d, e, b["won"], b["tied"], "none"), lambda b: torch.zeros(1)),
+    "regression": StrengthLoss("Regression", ("mean_preference",),
+                               lambda d, b, e: regression_loss(d, b["mean_preference"], b.get("scale", 1.), "none")),
+    "ordinal": StrengthLoss("Ordinal", ("category",),
+                            lambda d, b, e: ordinal_loss(d, b["category"], symmetric_thresholds(e, b.get("middle", False)), "none"),
+                            _log_steps),
+    "bt_ties": StrengthLoss("BT, ties", ("won", "tied"),
+                            lambda d, b, e: davidson_loss(d, e, b["won"], b["tied"], "none"), lambda b: torch.zeros(1)),
     "orthogonal": StrengthLoss("Orthogonal", ("time", "nuisance"), lambda d, b, e: orthogonal_loss(d, b["time"], b["nuisance"], "none")),
 }
 
