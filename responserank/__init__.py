@@ -23,6 +23,7 @@ _DEFINED_IN = { # public name → module, or (module, name there)
     "all_measures": "metrics",
     "paired_comparison": "statistics",
     "read_preferences": "llm.formats",
+    "probe": "probing",
     "train": "llm.trainer",
     "score": "llm.models",
     "methods": ("llm.methods", "methods_table"),
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from responserank.llm.methods import Settings as Settings, methods_table as methods
     from responserank.llm.models import score as score
     from responserank.llm.trainer import train as train
+    from responserank.probing import probe as probe
     from responserank.metrics import (accuracy as accuracy, all_measures as all_measures,
                                       pearson_distance_correlation as pearson_distance_correlation)
     from responserank.rankings import (bradley_terry_loss as bradley_terry_loss, preference_loss as preference_loss,
