@@ -54,7 +54,7 @@ class Behaviour:
     "Whose behaviour is compared."
     agents: int = 5            # their seeds are 0 … agents − 1
     outside: int = 3           # agents kept apart, with the seeds after those
-    steps: int = 1_000_000     # of an agent's training
+    agent_steps: int = 1_000_000 # of an agent's training
     outside_steps: int = 300_000 # of the training of an agent kept apart
     per_policy: int = 200      # segments of each policy
     best: int = 2              # agents that count as good, by final return
@@ -135,7 +135,7 @@ def keep_segments(
 # %% ../../nbs/31b_rl_segments.ipynb #cell-015
 def agent_seeds(behaviour: Behaviour) -> dict[int, int]: # seed → steps; those kept apart last
     "List the agents that a study needs."
-    return {i: behaviour.steps if i < behaviour.agents else behaviour.outside_steps for i in range(behaviour.agents + behaviour.outside)}
+    return {i: behaviour.agent_steps if i < behaviour.agents else behaviour.outside_steps for i in range(behaviour.agents + behaviour.outside)}
 
 @lru_cache(maxsize=4)
 def played(
