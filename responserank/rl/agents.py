@@ -27,7 +27,7 @@ try:
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
-except ModuleNotFoundError as e: raise UserError(f"the control chapters need {e.name}: pip install 'responserank[rl]'") from None
+except ModuleNotFoundError: raise UserError("the control chapters need the extra rl: pip install 'responserank[rl]'") from None
 
 # %% ../../nbs/31a_rl_agents.ipynb #cell-005
 @dataclass(frozen=True)
@@ -79,9 +79,11 @@ def make_env(
     try: env = gym.make(task.env, render_mode="rgb_array" if render else None, disable_env_checker=True)
     except gym.error.Error as e: raise UserError(f"{task.env}: {e}") from None
     seen, acts = env.observation_space, env.action_space
-    if not isinstance(seen, gym.spaces.Box): raise UserError(f"{task.env}: observations are {type(seen).__name__}; the reward models take vectors (Box)")
+    if not isinstance(seen, gym.spaces.Box):
+        raise UserError(f"{task.env}: observations are {type(seen).__name__}; the reward models take vectors (Box)")
     if len(seen.shape) > 2: raise UserError(f"{task.env}: observations are pixels of shape {seen.shape}; the reward models take vectors")
-    if not isinstance(acts, (gym.spaces.Box, gym.spaces.Discrete)): raise UserError(f"{task.env}: actions are {type(acts).__name__}; the reward models take Box or Discrete")
+    if not isinstance(acts, (gym.spaces.Box, gym.spaces.Discrete)):
+        raise UserError(f"{task.env}: actions are {type(acts).__name__}; the reward models take Box or Discrete")
     return env
 
 # %% ../../nbs/31a_rl_agents.ipynb #cell-010
@@ -144,7 +146,8 @@ def load_actor(path: str | Path) -> tuple[Actor, dict[str, str]]: # policy, what
         layers = [(x[f"weight{i}"], x[f"bias{i}"]) for i in range(sum(k.startswith("weight") for k in x))]
         return Actor(layers, *(x.get(k) for k in ("log_std", "low", "high")), about.pop("activation"), x.get("mean"), x.get("sd")), about
     except FileNotFoundError: raise UserError(f"{path}: no such policy") from None
-    except (SafetensorError, KeyError, OSError): raise UserError(f"{path} is no policy, or a damaged one; delete it and run the same command again") from None
+    except (SafetensorError, KeyError, OSError):
+        raise UserError(f"{path} is no policy, or a damaged one; delete it and run the same command again") from None
 
 # %% ../../nbs/31a_rl_agents.ipynb #cell-017
 class Episode(NamedTuple):
@@ -213,9 +216,11 @@ def new_agent(
     seed: int,
 ) -> PPO:
     "Make an agent that has learned nothing yet."
-    layers = {"net_arch": [task.hidden] * 2, "log_std_init": task.log_std, "activation_fn": {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[task.activation],
+    activation = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[task.activation]
+    layers = {"net_arch": [task.hidden] * 2, "log_std_init": task.log_std, "activation_fn": activation,
               "ortho_init": task.activation == "tanh"} # the zoo's wide ReLU nets start without it
-    return PPO("MlpPolicy", env, task.learning_rate, task.rollout, task.batch, task.epochs, task.discount, task.trace, task.clip, ent_coef=task.entropy,
+    return PPO("MlpPolicy", env, task.learning_rate, task.rollout, task.batch, task.epochs, task.discount, task.trace, task.clip,
+               ent_coef=task.entropy,
                vf_coef=task.value, max_grad_norm=task.max_grad, policy_kwargs=layers, seed=seed, device="cpu")
 
 class Trained(NamedTuple):
@@ -270,7 +275,8 @@ def keep_agent(
         write_csv(folder / "curve.csv", trained.curve)
         for step, actor in trained.actors: save_actor(folder / f"policy-{step}.safetensors", actor, {"env": task.env, "step": str(step)})
         last = trained.curve["reward"].tail(10).mean()
-        claim.finish({"final": last, "max": trained.curve["reward"].max(), "task": asdict(task), "versions": library_versions(), "git": git_state()})
+        claim.finish({"final": last, "max": trained.curve["reward"].max(), "task": asdict(task), "versions": library_versions(),
+                      "git": git_state()})
     return folder
 
 def true_agent(

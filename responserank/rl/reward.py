@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..metrics import accuracy, pearson, pearson_distance_correlation, spearman
 from ..rankings import preference_loss
 from .agents import TASKS, Task, stage_folder, training_settings
-from .segments import Asked, Behaviour, Played, Segments, compare, gather, played
+from .segments import Asked, Behaviour, Played, Segments, compare, gather_segments, played
 from ..settings import UserError, check_name
 from ..files import atomic_path, derive_seed, git_state, rng, library_versions, write_csv
 from ..runs import claim_run
@@ -49,7 +49,8 @@ class Fitting:
     def __post_init__(self):
         small = [k for k, v in asdict(self).items() if k != "learning_rate" and v < 1]
         if small or not self.learning_rate > 0: raise UserError(f"{small[0] if small else 'learning_rate'} should be more than 0")
-        if not 2 <= self.ranking_size <= self.batch: raise UserError(f"ranking_size={self.ranking_size} should lie between 2 and the batch of {self.batch}")
+        if not 2 <= self.ranking_size <= self.batch:
+            raise UserError(f"ranking_size={self.ranking_size} should lie between 2 and the batch of {self.batch}")
 
 def reward_method(
     name: str,
@@ -58,7 +59,9 @@ def reward_method(
     "Return a method's row, or say what is wrong with its name."
     if name == "true": raise UserError("method true has no reward model; it is for the stage of policies")
     method = REWARD_METHODS[check_name(name, REWARD_METHODS, "method of control")]
-    if ranking_size is not None and not method.rank_weight: raise UserError(f"method {name} has no ranking loss, so ranking_size says nothing; leave it out or take rr")
+    if ranking_size is not None and not method.rank_weight:
+        raise UserError(f"method {name} has no ranking loss, "
+                        f"so ranking_size says nothing; leave it out or take rr")
     return method
 
 # %% ../../nbs/32a_rl_reward.ipynb #cell-008
@@ -143,6 +146,7 @@ def _difference(net, inputs: Inputs, pairs: Tensor) -> Tensor: # (n,)
     u = utility(net, inputs.x[pairs.flatten()], inputs.live[pairs.flatten()]).view(2, -1)
     return u[0] - u[1]
 
+# %% ../../nbs/32a_rl_reward.ipynb #fit-reward
 def fit_reward(
     inputs: Inputs,
     table: pd.DataFrame, # comparisons
@@ -228,6 +232,7 @@ class Ensemble:
         weight, bias = self.layers[-1]
         return (x @ weight.swapaxes(-1, -2) + bias[:, None])[..., 0].mean(0)
 
+# %% ../../nbs/32a_rl_reward.ipynb #save-reward
 def save_reward(path: str | Path, layers: list) -> None:
     "Write a reward model to a file."
     tensors = {f"{name}{i}": np.ascontiguousarray(x) for i, layer in enumerate(layers) for name, x in zip(("weight", "bias"), layer)}
@@ -268,13 +273,15 @@ def _inputs(task, behaviour, who, out): # of all segments, and of those kept apa
     data = standardise(played(task, behaviour, "data", out).segments)
     return data if who == "data" else standardise(played(task, behaviour, who, out).segments, data)
 
+# %% ../../nbs/32a_rl_reward.ipynb #keep-reward
 def keep_reward(
     run: RewardRun,
     out: str | Path, # folder of the environment's runs
 ) -> Path: # the run's folder
     "Fit a reward model and measure it, or find it done."
     folder, method = run.folder(out), reward_method(run.method)
-    facts = {"env": run.task.env, "method": run.method, "seed": run.seed, "member": run.member, **asdict(run.asked), "fitting": asdict(run.fitting)}
+    facts = {"env": run.task.env, "method": run.method, "seed": run.seed, "member": run.member, **asdict(run.asked),
+             "fitting": asdict(run.fitting)}
     with claim_run(folder, facts=facts) as claim:
         if claim.finished: return folder
         behaviour, outside = (played(run.task, run.behaviour, who, out) for who in ("data", "outside"))
