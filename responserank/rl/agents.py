@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from ..settings import UserError, check_name
-from ..files import atomic_path, canonical_json, derive_seed, git_state, rng, library_versions, write_csv
+from ..files import atomic_path, canonical_json, derive_seed, git_state, library_versions, write_csv
 from ..runs import claim_run
 
 os.environ.setdefault("SDL_VIDEODRIVER", "offscreen") # highway-env draws with SDL; "dummy" would draw black frames
