@@ -387,3 +387,28 @@ def _paper_command(**parameters):
     """
     from responserank.paper import rebuild_paper
     click.echo("\n".join(_manifest_lines(rebuild_paper(**parameters))))
+
+# %% ../nbs/90_command_line.ipynb #control-command
+@main.command("control")
+@click.argument("env")
+@click.option("--methods", default="bt,rr", help="Some of bt, rr, rr_light, true, with commas.")
+@click.option("--noise", default="0", help="Noises of the oracle: 0,0.1,0.25,0.5.")
+@click.option("--seeds", default="0-4", help="Numbers and ranges: 0-9,42.")
+@click.option("--steps", type=int, help="Of PPO on the learned reward.  [default: as long as the published runs]")
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes, of one thread each.")
+@click.option("--stage", type=click.Choice(["rewards", "policies"]), help="Reward models only, or all that policies need.")
+@click.option("--out", default="runs/control", help="Folder of the runs.")
+@click.option("--results", help="Folder of the tables.  [default: beside the runs]")
+@click.option("--overrides", default="", help='Settings: "comparisons=500 hidden=256 data=good".')
+def _control_command(env: str, **parameters):
+    """Learn rewards from ranked segments of ENV, and policies that act on them.
+
+    What is finished is not done again. Stopped by Ctrl-C, the same command continues later.
+
+    \b
+    Examples:
+      responserank control Pendulum-v1 --seeds 0
+      responserank control Swimmer-v5 --methods bt,rr,rr_light --noise 0,0.5 --seeds 0-9 --stage rewards --workers 2
+    """
+    from responserank.rl.study import run_control
+    for line in run_control(env, **parameters): click.echo(line)
