@@ -422,14 +422,14 @@ def file_facts(
 
 # %% ../nbs/50_probe.ipynb #cell-048
 def probe(
-    data, # a file or folder of preferences, or a table that `read_preferences` returned
+    data: object, # a file or folder of preferences, or a table that `read_preferences` returned
     out: str | Path | None = None, # folder for probe.json, probe.png and probe.html
     features: np.ndarray | None = None, # (items, features) in the order of first appearance; None: from the texts
     encoder: str | None = None, # folder or hub name of a sentence encoder; None: hashed words
     sizes: Iterable[float] = (.2, 1.), # shares of the training rows in the forecast
     seed: int = 0,
 ) -> Probe:
-    "Find out what a file's strength signals are worth."
+    "Compute what a file's strength signals are worth: concordance, weight, forecast and verdict."
     raw, source = (data, "the data") if isinstance(data, pd.DataFrame) else (read_preferences(data)[0], str(data))
     table, texts = probe_table(raw)
     signals = _check(table, source)
