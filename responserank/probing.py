@@ -351,7 +351,8 @@ def decide(
     if not found: loss = "bt"
     says = "signal" if found else "too few data" if more and more < 100 * best.n else "no signal"
     row = gains[gains.loss == loss].iloc[0]
-    sentence = (f"No signal: the order of '{best.signal}' says nothing about differences (p = {best.p:.2f}). Train Bradley–Terry." if says == "no signal" else
+    sentence = (f"No signal: the order of '{best.signal}' says nothing about differences (p = {best.p:.2f}). Train Bradley–Terry."
+                if says == "no signal" else
                 f"Too few data to tell: '{best.signal}' may carry strength (p = {best.p:.2f}); about {more} comparisons would show it. "
                 "Train Bradley–Terry.")
     if found:
