@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH ?= 2.13.0
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.responserank
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -28,8 +29,8 @@ run: setup ## train Bradley-Terry and rr_agree on the offline data, and print bo
 	$(BIN)/responserank train bt rr_agree
 
 test: setup ## run the notebooks against the exported modules, then pytest
-	$(BIN)/python tests/notebooks.py
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/notebooks.py --workers $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 synthetic: setup ## the synthetic study, and its figures and tables
 	$(BIN)/responserank synthetic

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from .probing import held_out_prediction, paired_gains, signal_columns
 from .rankings import arrange
-from .runs import rng
+from .files import rng
 from .small_heads import assign_folds, cross_fit, estimate_rank_weight
-from .strata import rankings as make_rankings
+from .strata import make_rankings as make_rankings
 
 # %% ../nbs/51_human_arguments.ipynb #cell-005
 def votes_table(
@@ -113,9 +113,9 @@ def gains_figure(
 ):
     "Draw the gain in accuracy of each loss over Bradley–Terry, a panel per size."
     import matplotlib.pyplot as plt
-    from responserank.figures import intervals, size
+    from responserank.figures import intervals, figure_size
     sizes = sorted(gains["size"].unique())
-    fig, axes = plt.subplots(1, len(sizes), figsize=size("full", .45), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(sizes), figsize=figure_size("full", .45), sharey=True, squeeze=False)
     for ax, share in zip(axes[0], sizes):
         t = gains[(gains["size"] == share) & (gains.loss != "bt")]
         intervals(t.assign(x=100 * t.accuracy_gain, lo=100 * t.accuracy_lo, hi=100 * t.accuracy_hi), "loss", "x", "lo", "hi", ax=ax)

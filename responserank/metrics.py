@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'pearson', 'pearson_distance_correlation', 'spearman', 'probability_error', 'reliability',
-           'calibration_error', 'strength_log_likelihood', 'measures']
+           'calibration_error', 'strength_log_likelihood', 'all_measures']
 
 # %% ../nbs/02_metrics.ipynb #cell-002
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import expit
 from scipy.stats import rankdata
 from torch import Tensor
 
 # %% ../nbs/02_metrics.ipynb #cell-005
 def _numbers(values, name: str) -> np.ndarray: # (n,) or (models, n) float64
-    "Read numbers, comparisons along the last axis."
+    "Return numbers as float64, comparisons along the last axis."
     if isinstance(values, Tensor): values = values.detach().cpu().double().numpy()
     if isinstance(values, (pd.Series, pd.DataFrame)): values = values.to_numpy(float, na_value=np.nan)
     try: x = np.asarray(values, float)
@@ -24,7 +25,7 @@ def _numbers(values, name: str) -> np.ndarray: # (n,) or (models, n) float64
     return x
 
 def _paired(x, y, names: str) -> tuple[np.ndarray, np.ndarray]: # two arrays of one shape
-    "Read two columns of the same comparisons."
+    "Return two columns of the same comparisons in one shape."
     x, y = (_numbers(v, name) for v, name in zip((x, y), names.split()))
     shapes = f"{names.replace(' ', ' and ')} have shapes {x.shape} and {y.shape}; they must describe the same comparisons"
     if x.shape[-1] != y.shape[-1]: raise ValueError(shapes)
@@ -32,21 +33,21 @@ def _paired(x, y, names: str) -> tuple[np.ndarray, np.ndarray]: # two arrays of 
     except ValueError: raise ValueError(shapes) from None
 
 def _is_bool(values) -> bool: # whatever holds them
-    "Say whether a column is of True and False."
+    "Return whether a column holds True and False."
     return "bool" in str(values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype)
 
 def _mean(x: np.ndarray) -> np.ndarray: # NaN of nothing
-    "Average over comparisons."
+    "Return the mean over comparisons."
     return x.sum(-1) / (x.shape[-1] or np.nan)
 
 def _plain(x) -> float | np.ndarray: # a float for one model, (models,) for several
-    "Turn an array of one number into a float."
+    "Return an array of one number as a float."
     return float(x) if np.ndim(x) == 0 else x
 
 # %% ../nbs/02_metrics.ipynb #cell-008
 def accuracy(
-    true_diff, # (n,) or (models, n) true differences; or choices: +1 / −1, True / False
-    predicted_diff, # (n,) or (models, n)
+    true_diff: "ArrayLike | Tensor", # (n,) or (models, n) true differences; or choices: +1 / −1, True / False
+    predicted_diff: "ArrayLike | Tensor", # (n,) or (models, n)
 ) -> float | np.ndarray: # in [0, 1]
     "Return the share of comparisons whose direction is predicted rightly; a zero counts half."
     t, p = _paired(true_diff, predicted_diff, "true_diff predicted_diff")
@@ -57,19 +58,19 @@ def accuracy(
 
 # %% ../nbs/02_metrics.ipynb #cell-012
 def _constant(x: np.ndarray) -> np.ndarray: # bool, (1,) or (models, 1)
-    "Say whether all of a column is the same, but for rounding."
+    "Return whether a column is constant, up to rounding."
     with np.errstate(invalid="ignore"): return np.ptp(x, axis=-1, keepdims=True) <= 1e-12 * np.abs(x).max(-1, keepdims=True)
 
 def _direction(x: np.ndarray) -> np.ndarray: # same shape; NaN where constant
-    "Centre and scale to length 1."
+    "Return a column centered and scaled to length 1."
     if x.shape[-1] < 2: return np.full(x.shape, np.nan)
     scaled = x / np.where(_constant(x), np.nan, np.abs(x).max(-1, keepdims=True)) # so that no square overflows
     with np.errstate(invalid="ignore"): centred = scaled - scaled.mean(-1, keepdims=True)
     return centred / np.linalg.norm(centred, axis=-1, keepdims=True)
 
 def pearson(
-    x, # (n,) or (models, n)
-    y, # (n,) or (models, n)
+    x: "ArrayLike | Tensor", # (n,) or (models, n)
+    y: "ArrayLike | Tensor", # (n,) or (models, n)
 ) -> float | np.ndarray: # in [−1, 1]; NaN where x or y is constant
     "Return Pearson's correlation."
     x, y = _paired(x, y, "x y")
@@ -77,8 +78,8 @@ def pearson(
 
 # %% ../nbs/02_metrics.ipynb #cell-013
 def pearson_distance_correlation(
-    true_diff, # (n,) or (models, n)
-    predicted_diff, # (n,) or (models, n)
+    true_diff: "ArrayLike | Tensor", # (n,) or (models, n)
+    predicted_diff: "ArrayLike | Tensor", # (n,) or (models, n)
 ) -> float | np.ndarray: # in [−1, 1]; NaN where all distances are equal
     "Return the correlation of the absolute differences: strength, apart from direction."
     t, p = _paired(true_diff, predicted_diff, "true_diff predicted_diff")
@@ -86,8 +87,8 @@ def pearson_distance_correlation(
 
 # %% ../nbs/02_metrics.ipynb #cell-023
 def spearman(
-    x, # (n,) or (models, n)
-    y, # (n,) or (models, n)
+    x: "ArrayLike | Tensor", # (n,) or (models, n)
+    y: "ArrayLike | Tensor", # (n,) or (models, n)
 ) -> float | np.ndarray: # in [−1, 1]; NaN where x or y is constant
     "Return Spearman's rank correlation; ties share their average rank."
     x, y = _paired(x, y, "x y")
@@ -97,8 +98,8 @@ def spearman(
 
 # %% ../nbs/02_metrics.ipynb #cell-029
 def probability_error(
-    true_diff, # (n,) or (models, n), log-odds of choosing the first item
-    predicted_diff, # (n,) or (models, n), log-odds
+    true_diff: "ArrayLike | Tensor", # (n,) or (models, n), log-odds of choosing the first item
+    predicted_diff: "ArrayLike | Tensor", # (n,) or (models, n), log-odds
 ) -> float | np.ndarray: # mean squared error, in [0, 1]
     "Return the mean squared error of the predicted choice probability."
     t, p = _paired(true_diff, predicted_diff, "true_diff predicted_diff")
@@ -106,7 +107,7 @@ def probability_error(
 
 # %% ../nbs/02_metrics.ipynb #cell-032
 def _chosen(values, name: str = "choice") -> np.ndarray: # 1.0 where the first was chosen, 0.0 elsewhere
-    "Read choices: True / False, 1 / 0 or +1 / −1."
+    "Return choices (True / False, 1 / 0 or +1 / −1) as 1 and 0."
     x = _numbers(values, name)
     seen = set(np.unique(x).tolist())
     if not (seen <= {0, 1} or seen <= {-1, 1}):
@@ -115,18 +116,18 @@ def _chosen(values, name: str = "choice") -> np.ndarray: # 1.0 where the first w
     return (x > 0).astype(float)
 
 def _bin(probability: np.ndarray, bins: int) -> np.ndarray: # int, same shape; NaN goes to bin 0
-    "Number the equal-width bins of [0, 1]."
+    "Return the number of each probability's equal-width bin of [0, 1]."
     if (probability < 0).any() or (probability > 1).any():
         raise ValueError("probability must lie in [0, 1]; for a difference d it is 1 / (1 + exp(-d))")
     return np.minimum(np.nan_to_num(probability) * bins, bins - 1).astype(int)
 
 # %% ../nbs/02_metrics.ipynb #cell-035
 def reliability(
-    probability, # (n,) predicted probability that the first item is chosen
-    choice, # (n,) was the first item chosen? True / False, 1 / 0 or +1 / −1
+    probability: "ArrayLike | Tensor", # (n,) predicted probability that the first item is chosen
+    choice: "ArrayLike | Tensor", # (n,) was the first item chosen? True / False, 1 / 0 or +1 / −1
     bins: int = 10,
 ) -> pd.DataFrame: # one row per bin, empty ones too
-    "Hold forecasts against what happened, bin by bin."
+    "Compare forecast probabilities with observed choices, bin by bin."
     p, y = _paired(probability, _chosen(choice), "probability choice")
     table = pd.DataFrame(dict(bin=_bin(p, bins), forecast=p, chosen=y)).groupby("bin").agg(
         forecast=("forecast", "mean"), chosen=("chosen", "mean"), n=("chosen", "size")).reindex(range(bins))
@@ -135,8 +136,8 @@ def reliability(
 
 # %% ../nbs/02_metrics.ipynb #cell-039
 def calibration_error(
-    probability, # (n,) or (models, n) predicted probability that the first item is chosen
-    choice, # (n,) or (models, n) was the first item chosen? True / False, 1 / 0 or +1 / −1
+    probability: "ArrayLike | Tensor", # (n,) or (models, n) predicted probability that the first item is chosen
+    choice: "ArrayLike | Tensor", # (n,) or (models, n) was the first item chosen? True / False, 1 / 0 or +1 / −1
     bins: int = 10,
 ) -> float | np.ndarray: # in [0, 1]
     "Return the expected calibration error over equal-width bins."
@@ -148,8 +149,8 @@ def calibration_error(
 
 # %% ../nbs/02_metrics.ipynb #cell-044
 def strength_log_likelihood(
-    true_strength, # (n,) or (models, n), higher = stronger
-    log_worth, # (n,) or (models, n) predicted strength
+    true_strength: "ArrayLike | Tensor", # (n,) or (models, n), higher = stronger
+    log_worth: "ArrayLike | Tensor", # (n,) or (models, n) predicted strength
 ) -> float | np.ndarray: # at most 0
     "Return the log-likelihood of the true strength order under Plackett–Luce."
     s, w = _paired(true_strength, log_worth, "true_strength log_worth")
@@ -158,14 +159,14 @@ def strength_log_likelihood(
     return _plain(np.where(np.isnan(s).any(-1), np.nan, (w - tail).sum(-1)))
 
 # %% ../nbs/02_metrics.ipynb #cell-048
-def measures(
-    true_u1, # (n,) or (models, n) true utility of the first item
-    true_u2, # (n,) or (models, n)
-    pred_u1, # (n,) or (models, n)
-    pred_u2, # (n,) or (models, n)
-    choice, # (n,) or (models, n) was the first item chosen? True / False, 1 / 0 or +1 / −1
+def all_measures(
+    true_u1: "ArrayLike | Tensor", # (n,) or (models, n) true utility of the first item
+    true_u2: "ArrayLike | Tensor", # (n,) or (models, n)
+    pred_u1: "ArrayLike | Tensor", # (n,) or (models, n)
+    pred_u2: "ArrayLike | Tensor", # (n,) or (models, n)
+    choice: "ArrayLike | Tensor", # (n,) or (models, n) was the first item chosen? True / False, 1 / 0 or +1 / −1
 ) -> dict[str, float | np.ndarray]: # name → value, or (models,) values
-    "Measure predicted utilities in every way of this chapter."
+    "Compute every measure of this chapter from predicted utilities."
     t1, t2 = _paired(true_u1, true_u2, "true_u1 true_u2")
     p1, p2 = _paired(pred_u1, pred_u2, "pred_u1 pred_u2")
     y, p = _paired(_chosen(choice), p1 - p2, "choice predicted_diff")

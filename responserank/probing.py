@@ -6,7 +6,7 @@
 __all__ = ['SIGNAL_KINDS', 'METHOD_OF_LOSS', 'LEAST', 'MOST', 'CONCORDANCE_SHOWN', 'FORECAST_SHOWN', 'text_of', 'probe_table',
            'signal_columns', 'permute_signal', 'group_splits', 'held_out_prediction', 'forecast', 'resampled_weights',
            'weighted_measures', 'paired_gains', 'stratifications', 'concordance_table', 'as_good_as_best', 'best_loss',
-           'needed_comparisons', 'Verdict', 'train_command', 'decide', 'encode_texts', 'Probe', 'file_facts', 'probe',
+           'needed_comparisons', 'Verdict', 'train_command', 'decide', 'embed_texts', 'Probe', 'file_facts', 'probe',
            'report_text', 'forecast_figure', 'report_html', 'write_probe']
 
 # %% ../nbs/50_probe.ipynb #cell-002
@@ -18,14 +18,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from .figures import PALETTE, intervals, size, theme
-from .llm.preferences import flatten, mean_preferences, read_preferences, vote_counts
+from .figures import PALETTE, intervals, figure_size, theme
+from .llm.formats import flatten_lists, mean_preferences, read_preferences, vote_counts
 from .rankings import arrange
-from .runs import UserError, check_name, rng, write_json, write_text
+from .settings import UserError, check_name
+from .files import rng, write_json, write_text
 from .small_heads import (PRIORS, WEIGHT_PRIORS, assign_folds, choice_slope, cross_fit, estimate_rank_weight, fit_heads,
                                       item_differences, standardised, text_features)
-from .strata import concordance, length_buckets, rankings as make_rankings
-from .strength_losses import LOSSES, signed_categories, strength_categories, strength_from_rank
+from .strata import concordance, length_buckets, make_rankings as make_rankings
+from .strength_losses import STRENGTH_LOSSES, signed_categories, strength_categories, strength_from_rank
 
 # %% ../nbs/50_probe.ipynb #cell-005
 SIGNAL_KINDS = {"votes": "votes", "stated": "votes", "time": "time", "strength": "unknown"} # signal → row of `WEIGHT_PRIORS`
@@ -41,7 +42,7 @@ def text_of(
 # %% ../nbs/50_probe.ipynb #cell-007
 def _vote_columns(table: pd.DataFrame) -> dict: # m, won, tied, and ranks by time and statement of those who voted with the majority
     count, m = vote_counts(table), mean_preferences(table)
-    row, vote = np.repeat(np.arange(len(table)), count), flatten(table, "preferences")
+    row, vote = np.repeat(np.arange(len(table)), count), flatten_lists(table, "preferences")
     share = lambda x: np.bincount(row, x, len(table)) / np.maximum(count, 1)
     side, found = np.sign(m), dict(m=np.abs(m), won=share(vote * np.sign(m)[row] > 0), tied=share(vote == 0))
     with_majority = np.sign(vote) == side[row]
@@ -50,7 +51,7 @@ def _vote_columns(table: pd.DataFrame) -> dict: # m, won, tied, and ranks by tim
         known = with_majority & np.isfinite(values)
         n, total = np.bincount(row, known, len(table)), np.bincount(row, np.where(known, values, 0), len(table))
         return np.where(n > 0, total / np.maximum(n, 1), np.nan)
-    seconds, who = flatten(table, "seconds").astype(float), flatten(table, "annotators")
+    seconds, who = flatten_lists(table, "seconds").astype(float), flatten_lists(table, "annotators")
     if np.isfinite(seconds).any():
         log, by = pd.Series(np.log(np.maximum(seconds, 1e-3))), pd.Series(who)
         found["rank_time"] = among(((log - log.groupby(by).transform("mean")) / log.groupby(by).transform("std")).to_numpy())
@@ -89,7 +90,7 @@ def signal_columns(
     signal: str, # the name of a signal, without `rank_`
     stratum: np.ndarray | None = None, # (n,) names; None: one stratum
     ranking_size: int | str = 8,
-) -> dict: # columns for `LOSSES`: tensors of shape (n,)
+) -> dict: # columns for `STRENGTH_LOSSES`: tensors of shape (n,)
     "Build what the losses of the panel read, from one signal."
     rank = table[f"rank_{signal}"].to_numpy(float)
     votes = signal == "votes"
@@ -129,7 +130,7 @@ def group_splits(
 def held_out_prediction(
     features: torch.Tensor, # (items, features)
     table: pd.DataFrame, # a probe's table
-    loss: str, # a key of `LOSSES`
+    loss: str, # a key of `STRENGTH_LOSSES`
     batch: dict, # its columns, for the training rows
     split: tuple, # training rows (as in `batch`), validation rows, test rows
     priors=PRIORS, # precisions to choose from
@@ -279,13 +280,13 @@ def as_good_as_best(
 ) -> list: # losses, in the order of the panel
     "List the losses that the data can't tell from the best."
     no_worse = lambda r: not (r.accuracy_hi < 0 or r.pdc_hi < 0)
-    return [loss for loss in LOSSES if (row := gains[gains.loss == loss]).size and no_worse(row.iloc[0])]
+    return [loss for loss in STRENGTH_LOSSES if (row := gains[gains.loss == loss]).size and no_worse(row.iloc[0])]
 
 def best_loss(
     gains: pd.DataFrame, # of one size
-) -> str: # a key of `LOSSES`
+) -> str: # a key of `STRENGTH_LOSSES`
     "Find the loss with the highest sum of accuracy and distance correlation."
-    real = gains[gains.loss.isin(LOSSES)]
+    real = gains[gains.loss.isin(STRENGTH_LOSSES)]
     return str(real.loss.iloc[int((real.accuracy + real.pdc.fillna(0)).to_numpy().argmax())])
 
 # %% ../nbs/50_probe.ipynb #cell-035
@@ -304,7 +305,7 @@ class Verdict:
     "What to train."
     signal: str
     says: str # "signal", "no signal" or "too few data"
-    loss: str # a key of `LOSSES`
+    loss: str # a key of `STRENGTH_LOSSES`
     strata: str
     weight: float # λ
     ranking_size: int | str
@@ -318,7 +319,7 @@ METHOD_OF_LOSS = {"bt": "bt", "bt_soft": "bt_meanpref", "rr": "rr_consensus", "r
 
 # %% ../nbs/50_probe.ipynb #cell-036
 def train_command(
-    loss: str, # a key of `LOSSES`
+    loss: str, # a key of `STRENGTH_LOSSES`
     signal: str,
     weight: float, # λ
     strata: str,
@@ -351,21 +352,21 @@ def decide(
     if not found: loss = "bt"
     says = "signal" if found else "too few data" if more and more < 100 * best.n else "no signal"
     row = gains[gains.loss == loss].iloc[0]
-    sentence = (f"No signal: the order of '{best.signal}' says nothing about differences (p = {best.p:.2f}). Train Bradley–Terry."
-                if says == "no signal" else
+    no_signal = f"No signal: the order of '{best.signal}' says nothing about differences (p = {best.p:.2f}). Train Bradley–Terry."
+    sentence = (no_signal if says == "no signal" else
                 f"Too few data to tell: '{best.signal}' may carry strength (p = {best.p:.2f}); about {more} comparisons would show it. "
                 "Train Bradley–Terry.")
     if found:
         sentence = (f"'{best.signal}' carries strength (p = {best.p:.1g}); the weight of its order is λ = {best.weight:.2f} "
                     f"({best.weight_lo:.2f} to {best.weight_hi:.2f}). " +
                     ("No loss does measurably better than Bradley–Terry on these data." if loss == "bt" else
-                     f"{LOSSES[loss].label} is as good as any: accuracy {100 * row.accuracy_gain:+.1f} points over Bradley–Terry "
+                     f"{STRENGTH_LOSSES[loss].label} is as good as any: accuracy {100 * row.accuracy_gain:+.1f} points over Bradley–Terry "
                      f"({100 * row.accuracy_lo:+.1f} to {100 * row.accuracy_hi:+.1f})."))
     return Verdict(best.signal, says, loss, best.strata, float(best.weight), ranking_size, float(row.accuracy_gain), float(row.accuracy_lo),
                    float(row.accuracy_hi), sentence, train_command(loss, best.signal, best.weight, best.strata, source))
 
 # %% ../nbs/50_probe.ipynb #cell-041
-def encode_texts(
+def embed_texts(
     texts: list, # of str
     encoder: str, # a folder, or a name on the hub, of a sentence encoder
     tokens: int = 256, # of a text, at most
@@ -421,18 +422,18 @@ def file_facts(
 
 # %% ../nbs/50_probe.ipynb #cell-048
 def probe(
-    data, # a file or folder of preferences, or a table that `read_preferences` returned
+    data: object, # a file or folder of preferences, or a table that `read_preferences` returned
     out: str | Path | None = None, # folder for probe.json, probe.png and probe.html
     features: np.ndarray | None = None, # (items, features) in the order of first appearance; None: from the texts
     encoder: str | None = None, # folder or hub name of a sentence encoder; None: hashed words
     sizes: Iterable[float] = (.2, 1.), # shares of the training rows in the forecast
     seed: int = 0,
 ) -> Probe:
-    "Find out what a file's strength signals are worth."
+    "Compute what a file's strength signals are worth: concordance, weight, forecast and verdict."
     raw, source = (data, "the data") if isinstance(data, pd.DataFrame) else (read_preferences(data)[0], str(data))
     table, texts = probe_table(raw)
     signals = _check(table, source)
-    x = features if features is not None else encode_texts(texts, encoder) if encoder else text_features(texts, seed=seed)
+    x = features if features is not None else embed_texts(texts, encoder) if encoder else text_features(texts, seed=seed)
     x = torch.tensor(standardised(np.asarray(x, float)))
     facts = file_facts(table, texts, len(raw))
     if len(table) > MOST: table = table.iloc[np.sort(rng(seed, "most").permutation(len(table))[:MOST])].reset_index(drop=True)
@@ -470,9 +471,11 @@ def report_text(result: Probe) -> str:
 def forecast_figure(result: Probe) -> plt.Figure:
     "Draw each loss's gain in accuracy over Bradley–Terry, at the largest size."
     f = result.forecast
-    f = f[(f["size"] == f["size"].max()) & (f.loss != "bt")].assign(name=lambda t: [LOSSES[l].label if l in LOSSES else l for l in t.loss])
+    label = lambda loss: STRENGTH_LOSSES[loss].label if loss in STRENGTH_LOSSES else loss
+    f = f[(f["size"] == f["size"].max()) & (f.loss != "bt")].assign(name=lambda t: t.loss.map(label))
     signals = list(f.signal.unique())
-    fig, axes = plt.subplots(1, len(signals), figsize=size("full", .45) if len(signals) > 1 else size("half", .8), squeeze=False)
+    size = figure_size("full", .45) if len(signals) > 1 else figure_size("half", .8)
+    fig, axes = plt.subplots(1, len(signals), figsize=size, squeeze=False)
     for ax, signal in zip(axes[0], signals):
         shown = f[f.signal == signal]
         shown = shown.assign(x=100 * shown.accuracy_gain, lo=100 * shown.accuracy_lo, hi=100 * shown.accuracy_hi)

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from scipy import sparse, stats
 from torch import Tensor
 from .rankings import arrange
-from .strata import rankings as make_rankings
-from .strength_losses import LOSSES
+from .strata import make_rankings as make_rankings
+from .strength_losses import STRENGTH_LOSSES
 
 # %% ../nbs/00c_small_heads.ipynb #cell-005
 def _dot(a: Tensor, b: Tensor) -> Tensor: return (a * b).sum(-1, keepdim=True)
@@ -93,7 +93,7 @@ def fit_heads(
     features: Tensor, # (items, features) float64; the identity gives each item a utility of its own
     chosen: Tensor, # (n,) or (models, n) numbers of items
     rejected: Tensor, # the same shape
-    loss: str, # a key of `LOSSES`
+    loss: str, # a key of `STRENGTH_LOSSES`
     batch: dict, # the columns that the loss reads, each a number, (n,) or (models, n)
     prior, # (models,) precisions; as many heads are fitted
     weight=1.0, # of each comparison, a number, (n,) or (models, n)
@@ -102,14 +102,14 @@ def fit_heads(
 ) -> Heads:
     "Fit a head for each prior."
     prior, p = torch.as_tensor(prior, dtype=features.dtype), features.shape[1]
-    own = LOSSES[loss].extra(batch).to(features) if LOSSES[loss].extra else features.new_zeros(0)
+    own = STRENGTH_LOSSES[loss].extra(batch).to(features) if STRENGTH_LOSSES[loss].extra else features.new_zeros(0)
     start = torch.cat([features.new_zeros(len(prior), p), own.expand(len(prior), -1)], 1)
     few = chosen.ndim == 1 and len(chosen) < len(features) # then differences of features are the smaller table
     pairs = (features[chosen] - features[rejected]).T if few else None
     def objective(x: Tensor) -> Tensor: # (models,)
         "Add up loss and prior."
         d = item_differences(x[:, :p], features, chosen, rejected) if pairs is None else x[:, :p] @ pairs
-        return (weight * LOSSES[loss].terms(d, batch, x[:, p:])).sum(-1) + prior / 2 * (x[:, :p] ** 2).sum(-1)
+        return (weight * STRENGTH_LOSSES[loss].terms(d, batch, x[:, p:])).sum(-1) + prior / 2 * (x[:, :p] ** 2).sum(-1)
     x, converged = minimise(objective, start, steps, tol)
     return Heads(x[:, :p], x[:, p:], converged)
 

@@ -44,3 +44,12 @@ def pairs(tmp_path) -> Path:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
+
+
+@pytest.fixture(scope="module")
+def sixty_pairs(tmp_path_factory) -> Path:
+    """A file of sixty pairs, for sweeps of runs that train in seconds."""
+    rows = [dict(chosen=f"a good answer to {i}", rejected=f"a bad one to {i}", strength=i) for i in range(60)]
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path

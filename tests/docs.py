@@ -32,7 +32,7 @@ class ImportExported(exec_show_docs):
         if getattr(cell, "has_sd", False): self.head(cell)
         elif is_exported(cell) and (names := bound_names(cell.source)):
             kind = next(e for e in EXPORTS if e in cell.directives_)
-            module = f"{get_config().lib_path.name}.{(cell.directives_[kind] or [self.module])[0]}"
+            module = f"{get_config().lib_path.name}.{(cell.directives_[kind] or [self.module])[0]}".removesuffix(".__init__")
             self.k.run_cell(f"from {module} import {', '.join(names)}")
         if self.k.exc: raise RuntimeError(f"cell {cell.idx_}:\n{cell.source}") from self.k.exc
 

@@ -37,9 +37,9 @@ def import_exported(nb, package: str) -> None:
     for cell in nb.cells:
         kind = next((e for e in EXPORTS if cell.cell_type == "code" and e in cell.directives_), None)
         if kind is None: continue
-        module = (cell.directives_[kind] or [default])[0]
+        module = f"{package}.{(cell.directives_[kind] or [default])[0]}".removesuffix(".__init__")
         names = bound_names(cell.source)
-        cell.source = f"import {package}.{module}" if not names else f"from {package}.{module} import {', '.join(names)}"
+        cell.source = f"import {module}" if not names else f"from {module} import {', '.join(names)}"
 
 
 def use_exported_modules() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from responserank.llm.methods import resolve
+from responserank.llm.methods import resolve_settings
 from responserank.llm.models import load_model, train_tokenizer
-from responserank.llm.steps import RankingTrainer, process, training_arguments
+from responserank.llm.optimizer_step import RankingTrainer, distributed_rank, training_arguments
 from transformers import TrainerCallback
 
 SMALL = dict(epochs=1, max_grad_norm=0, hidden_size=16, num_layers=1, num_heads=2, vocab_size=300)
@@ -42,7 +42,7 @@ def step(rows, settings, dtype=torch.float64, wrong=1, prepare=lambda trainer: N
     g = np.random.default_rng(2)
     texts = [g.integers(2, 250, 3 + i).tolist() for i in range(7)]
     test = pd.DataFrame(dict(label=1, tokens_a=texts, tokens_b=[*texts[1:], texts[0]]))
-    settings, tokenizer, catch = resolve("rr_agree", overrides=SMALL | settings), train_tokenizer(["a b c d"] * 9, 300), Catch()
+    settings, tokenizer, catch = resolve_settings("rr_agree", overrides=SMALL | settings), train_tokenizer(["a b c d"] * 9, 300), Catch()
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(settings, folder, 0)
         trainer = RankingTrainer(load_model(settings, tokenizer, 0).to(dtype), arguments, settings, rows, test, 0, callbacks=[catch])
@@ -63,7 +63,7 @@ def case(name):
 def save_cases(folder):
     """What this process found, in a file of its own."""
     results = {f"{name}/{k}": v for name in CASES for k, v in case(name).items()}
-    np.savez(Path(folder) / f"{process()[0]}.npz", **results)
+    np.savez(Path(folder) / f"{distributed_rank()[0]}.npz", **results)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import pytest
 from llama import save_multipref
 
 from responserank.llm import trainer as T
-from responserank.llm.methods import METHODS, OPTIMISER, PRESETS, PUBLISHED, resolve
+from responserank.llm.methods import METHODS, METHOD_ROWS, _OPTIMIZER_FIELDS, PRESETS, current_names, resolve_settings
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=400 batch_size=16"
-OWN = sorted(set(METHODS) - set(PUBLISHED))
+PUBLISHED_METHODS = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
+OWN = sorted(set(METHODS) - set(PUBLISHED_METHODS))
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +31,25 @@ def shared_work(sources):
     """Read each source, train its tokenizer and tokenise it once; stop after three steps."""
     with pytest.MonkeyPatch.context() as patch:
         read, table, tokenizers, tokens, arguments = {}, T.simulated_table, {}, {}, T.training_arguments
-        load, make, cut = T.load_data, T.load_tokenizer, T.tokenise
+        load, make, cut = T._load_data, T.load_tokenizer, T.tokenize
         patch.setattr(T, "simulated_table", lambda: table(n=160))
-        patch.setattr(T, "SIMULATED_TEST", 32)
-        patch.setattr(T, "load_data", lambda data: read[data] if data in read else read.setdefault(data, load(data)))
+        patch.setattr(T, "_SIMULATED_TEST", 32)
+        patch.setattr(T, "_load_data", lambda data: read[data] if data in read else read.setdefault(data, load(data)))
         patch.setattr(T, "load_tokenizer", lambda s, texts: tokenizers.get(len(texts)) or tokenizers.setdefault(len(texts), make(s, texts)))
-        patch.setattr(T, "tokenise", lambda t, tok, n: tokens[id(tok)] if id(tok) in tokens else tokens.setdefault(id(tok), cut(t, tok, n)))
+        patch.setattr(T, "tokenize", lambda t, tok, n: tokens[id(tok)] if id(tok) in tokens else tokens.setdefault(id(tok), cut(t, tok, n)))
 
         def three_steps(*args, **kwargs):
             made = arguments(*args, **kwargs)
             made.max_steps = 3
             return made
         patch.setattr(T, "training_arguments", three_steps)
-        patch.setattr(T, "versions", dict), patch.setattr(T, "git_state", lambda: dict(commit=None, dirty=None, diff=None))
+        patch.setattr(T, "library_versions", dict), patch.setattr(T, "git_state", lambda: dict(commit=None, dirty=None, diff=None))
         yield
 
 
 @pytest.fixture(scope="module")
 def published(shared):
-    with open(shared / "reference/llm_methods.csv", newline="") as f: return {r.pop("method"): r for r in csv.DictReader(f)}
+    with open(shared / "reference/llm_methods.csv", newline="") as f: return {r.pop("method"): current_names(r) for r in csv.DictReader(f)}
 
 
 def same(value, text):
@@ -58,29 +59,29 @@ def same(value, text):
     except (TypeError, ValueError): return value == text
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", PUBLISHED_METHODS)
 @pytest.mark.parametrize("data", ["simulated", "multipref"])
 def test_a_published_method_starts_and_takes_three_steps(data, method, sources, published, tmp_path):
-    def go(**kwargs): return T.run(method, data=sources[data], out=tmp_path, wandb_mode="disabled", overrides=SMALL, **kwargs)
+    def go(**kwargs): return T.train_once(method, data=sources[data], out=tmp_path, wandb_mode="disabled", overrides=SMALL, **kwargs)
     if data == "multipref": assert go(dry_run=True).metrics["status"] == "dry_run"
     result = go()
     assert result.metrics["train"]["steps"] == 3 and np.isfinite(result.curve.loss.dropna()).all() and np.isfinite(result.curve.grad_norm.dropna()).all()
     written = json.loads((result.folder / "metrics.json").read_text())["settings"]
-    wrong = {k: (written[k], v) for k, v in published[method].items() if k not in OPTIMISER and not same(written[k], v)}
+    wrong = {k: (written[k], v) for k, v in published[method].items() if k not in _OPTIMIZER_FIELDS and not same(written[k], v)}
     assert not wrong
 
 
 @pytest.mark.parametrize("method", OWN)
 def test_a_method_for_your_own_data_takes_three_steps(method, sources, tmp_path):
-    result = T.run(method, data=sources["pairs"], out=tmp_path, wandb_mode="disabled", overrides=SMALL)
+    result = T.train_once(method, data=sources["pairs"], out=tmp_path, wandb_mode="disabled", overrides=SMALL)
     assert result.metrics["train"]["steps"] == 3 and np.isfinite(result.curve.loss.dropna()).all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_settings_of_all_methods_in_every_preset(preset, published):
-    assert len(published) == 60 and sorted(published) == sorted(PUBLISHED)
+    assert len(published) == 60 and sorted(published) == sorted(PUBLISHED_METHODS)
     for method, row in published.items():
-        written = json.loads(json.dumps(T.describe_run(method, preset, "simulated", 1.0, 0, None, resolve(method, preset))["settings"]))
-        held = {k: v for k, v in row.items() if preset == "paper" or k not in OPTIMISER}
+        written = json.loads(json.dumps(T._describe_run(method, preset, "simulated", 1.0, 0, None, resolve_settings(method, preset))["settings"]))
+        held = {k: v for k, v in row.items() if preset == "paper" or k not in _OPTIMIZER_FIELDS}
         assert not {k: (written[k], v) for k, v in held.items() if not same(written[k], v)}, method
         if preset == "paper": assert (written["bf16"], written["gradient_checkpointing"], written["max_length"]) == (True, True, 1024)

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from responserank.llm.batches import PreferenceCollator, RankingBatchSampler, best_fit, cohesion, fragments, pack, pad_right
-from responserank.runs import UserError
+from responserank.llm.batches import PreferenceCollator, RankingBatchSampler, _best_fit, cohesion, _fragments, pack_rows, pad_right
+from responserank.settings import UserError
 
 NAMES = {"num_partitions": "n_rankings", "num_batches": "n_batches", "intact_partitions": "intact", "intact_ratio": "intact_share",
          "avg_splits_per_partition": "mean_fragments", "avg_cohesion_score": "mean_pairs_kept", "avg_fragment_size": "mean_fragment_size",
@@ -38,7 +38,7 @@ def test_best_fit_equals_the_vectors_whatever_the_shuffle(shared):
     for v in vectors(shared):
         ids = np.repeat(np.arange(len(v["sizes"])), v["sizes"])
         for rng in (None, *map(np.random.default_rng, range(20))):
-            assert same(cohesion(ids, pack(ids, v["batch_size"], "best_fit", rng), v["batch_size"]), v["largest_first_best_fit"])
+            assert same(cohesion(ids, pack_rows(ids, v["batch_size"], "best_fit", rng), v["batch_size"]), v["largest_first_best_fit"])
 
 
 def test_slicing_reaches_the_vectors_by_some_shuffle_and_only_shuffles_of_rankings(shared):
@@ -50,7 +50,7 @@ def test_slicing_reaches_the_vectors_by_some_shuffle_and_only_shuffles_of_rankin
         assert any(same(c, v["flatten_and_slice"]) for c in possible)
         if len(sizes) > 8: continue
         for seed in range(30):
-            c = cohesion(ids, pack(ids, b, "slice", np.random.default_rng(seed)), b)
+            c = cohesion(ids, pack_rows(ids, b, "slice", np.random.default_rng(seed)), b)
             assert any(all(math.isclose(c[k], p[k]) for k in c) for p in possible)
 
 
@@ -73,7 +73,7 @@ def plain_best_fit(sizes, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 16, 1000])
 def test_best_fit_equals_a_plain_loop(seed, batch_size):
     sizes = np.minimum(np.random.default_rng(seed).zipf(1.5, 120), 70)
-    p = best_fit(sizes, batch_size)
+    p = _best_fit(sizes, batch_size)
     assert sorted(p.size) == plain_best_fit(sizes.tolist(), batch_size)
     assert (np.bincount(p.ranking, p.size) == sizes).all()
     filled = np.bincount(p.batch, p.size)
@@ -84,40 +84,40 @@ def test_best_fit_equals_a_plain_loop(seed, batch_size):
 @pytest.mark.parametrize("seed", range(4))
 def test_an_order_holds_each_row_once_and_depends_on_the_generator_alone(how, seed):
     ids = uneven(seed)
-    order = pack(ids, 16, how, np.random.default_rng(seed))
+    order = pack_rows(ids, 16, how, np.random.default_rng(seed))
     assert (np.sort(order) == np.arange(len(ids))).all()
-    assert (order == pack(ids, 16, how, np.random.default_rng(seed))).all() and (order != pack(ids, 16, how, np.random.default_rng(seed + 1))).any()
-    assert (pack(ids, 16, how) == pack(ids, 16, how)).all()
+    assert (order == pack_rows(ids, 16, how, np.random.default_rng(seed))).all() and (order != pack_rows(ids, 16, how, np.random.default_rng(seed + 1))).any()
+    assert (pack_rows(ids, 16, how) == pack_rows(ids, 16, how)).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_best_fit_beats_slicing_beats_chance(seed):
     ids = uneven(seed)
-    kept = [cohesion(ids, pack(ids, 16, how, np.random.default_rng(seed)), 16) for how in HOW]
+    kept = [cohesion(ids, pack_rows(ids, 16, how, np.random.default_rng(seed)), 16) for how in HOW]
     assert kept[0]["mean_pairs_kept"] >= kept[1]["mean_pairs_kept"] > kept[2]["mean_pairs_kept"]
     assert kept[0]["fragment_overhead"] <= kept[1]["fragment_overhead"] < kept[2]["fragment_overhead"]
 
 
 def test_batches_and_members_of_cut_rankings_change_from_epoch_to_epoch():
     ids = np.zeros(64, int)
-    batches = lambda seed: {frozenset(b) for b in pack(ids, 16, "best_fit", np.random.default_rng(seed)).reshape(4, 16).tolist()}
+    batches = lambda seed: {frozenset(b) for b in pack_rows(ids, 16, "best_fit", np.random.default_rng(seed)).reshape(4, 16).tolist()}
     assert not batches(0) & batches(1)
     pairs = np.repeat(np.arange(40), 2)
-    first = [pack(pairs, 8, "best_fit", np.random.default_rng(s))[:8].tolist() for s in range(20)]
+    first = [pack_rows(pairs, 8, "best_fit", np.random.default_rng(s))[:8].tolist() for s in range(20)]
     assert len({frozenset(f) for f in first}) == 20
 
 
 def test_names_of_rankings_may_be_anything():
     names = ["x", "y", "x", "z", "y"]
-    for form in (list, np.array, pd.Series): assert pack(form(names), 2).tolist() == [0, 2, 1, 4, 3]
-    assert pack(torch.tensor([7, -1, 7, 3, -1]), 2).tolist() == [0, 2, 1, 4, 3]
-    assert pack(pd.Series(names, index=[9, 8, 7, 6, 5]), 2).tolist() == [0, 2, 1, 4, 3]
+    for form in (list, np.array, pd.Series): assert pack_rows(form(names), 2).tolist() == [0, 2, 1, 4, 3]
+    assert pack_rows(torch.tensor([7, -1, 7, 3, -1]), 2).tolist() == [0, 2, 1, 4, 3]
+    assert pack_rows(pd.Series(names, index=[9, 8, 7, 6, 5]), 2).tolist() == [0, 2, 1, 4, 3]
 
 
 def test_fragments_against_a_plain_count():
     ids = uneven(0, 60)
     order = np.random.default_rng(0).permutation(len(ids))
-    table = fragments(ids, order, 7)
+    table = _fragments(ids, order, 7)
     for r, row in zip(dict.fromkeys(ids.tolist()), table.itertuples()):
         batch = [k // 7 for k, i in enumerate(order) if ids[i] == r]
         pairs = list(itertools.combinations(batch, 2))
@@ -126,7 +126,7 @@ def test_fragments_against_a_plain_count():
 
 
 def test_nothing_to_pack():
-    for how in HOW: assert len(pack([], 4, how, np.random.default_rng(0))) == 0
+    for how in HOW: assert len(pack_rows([], 4, how, np.random.default_rng(0))) == 0
     assert cohesion([], [], 4)["n_batches"] == 0 and list(RankingBatchSampler([], 4)) == []
 
 
@@ -182,9 +182,9 @@ def test_padding_leaves_pad_tokens_inside_a_text_alone():
 
 
 BAD = {
-    "packer": (lambda: pack([1], 2, "tetris"), "unknown packer"), "batch 0": (lambda: pack([1], 0), "batch_size must be a whole number from 1"),
+    "packer": (lambda: pack_rows([1], 2, "tetris"), "unknown packer"), "batch 0": (lambda: pack_rows([1], 0), "batch_size must be a whole number from 1"),
     "batch 2.5": (lambda: RankingBatchSampler([1], 2.5), "not 2.5"), "sampler": (lambda: RankingBatchSampler([1], 2, "tetris"), "tetris"),
-    "no ranking": (lambda: pack([1, None, 2.], 2), "row 1 has no ranking"),
+    "no ranking": (lambda: pack_rows([1, None, 2.], 2), "row 1 has no ranking"),
     "order short": (lambda: cohesion([1, 2], [0], 2), "each of the 2 rows once"), "order twice": (lambda: cohesion([1, 2], [0, 0], 2), "once"),
     "batch too large": (lambda: PreferenceCollator(0, batch_size=1)([{}, {}]), "a batch of 2 comparisons where 1"),
 }
@@ -203,6 +203,6 @@ def test_ten_thousand_comparisons_are_packed_quickly(sizes):
     ids = {"pairs": np.arange(10_000) // 2, "mixed": np.repeat(np.arange(5000), rng.multinomial(5000, np.full(5000, 1 / 5000)) + 1),
            "one": np.zeros(10_000, int), "singles": np.arange(10_000)}[sizes]
     start = time.perf_counter()
-    order = pack(ids, 16, "best_fit", rng)
+    order = pack_rows(ids, 16, "best_fit", rng)
     cohesion(ids, order, 16)
     assert time.perf_counter() - start < .5         # some 10 ms on an idle machine

@@ -21,7 +21,7 @@ SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_siz
 def go(pairs, tmp_path):
     def run(out, overrides="", **kwargs):
         if "epochs=" not in overrides: overrides += " epochs=3"
-        return T.run("rr", **dict(data=str(pairs), out=tmp_path / out, wandb_mode="disabled", overrides=f"{SMALL} {overrides}") | kwargs)
+        return T.train_once("rr", **dict(data=str(pairs), out=tmp_path / out, wandb_mode="disabled", overrides=f"{SMALL} {overrides}") | kwargs)
     return run
 
 
@@ -36,7 +36,7 @@ class Stop(T.TrainerCallback):
 def stopping(monkeypatch, step):
     @contextlib.contextmanager
     def log(*args, **kwargs): yield [Stop(step)]
-    monkeypatch.setattr(T, "wandb_log", log)
+    monkeypatch.setattr(T, "_wandb_log", log)
 
 
 def same(one, two):
@@ -92,7 +92,7 @@ def test_redo_begins_anew_and_another_commit_is_named(go, monkeypatch):
 
 def test_a_killed_process_loses_no_checkpoint(go, tmp_path, pairs):
     overrides = "checkpoint_steps=1 epochs=12 evaluate=end"
-    code = f"from responserank.llm.trainer import run; run('rr', data={str(pairs)!r}, out={str(tmp_path / 'cut')!r}, wandb_mode='disabled', overrides={SMALL + ' ' + overrides!r})"
+    code = f"from responserank.llm.trainer import train_once; train_once('rr', data={str(pairs)!r}, out={str(tmp_path / 'cut')!r}, wandb_mode='disabled', overrides={SMALL + ' ' + overrides!r})"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     wait_for(lambda: list(tmp_path.glob("cut/*/*/*/checkpoints/checkpoint-1?")), seconds=120)
     child.send_signal(signal.SIGKILL)

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import responserank.llm.trainer  # noqa: F401 (transformers may print when it is first imported; not inside a test, please)
-from responserank.cli import explain, main, method_lines
+from responserank.cli import _explain, main, _method_lines
 from responserank.llm.methods import METHODS
 from waiting import wait_for
 
@@ -48,7 +48,6 @@ def test_every_command_has_help_with_an_example(command):
     (["methods", "extra"], "extra"),
     (["collect", "--control"], "--wandb ENTITY/PROJECT"),
     (["collect", "--control", "--wandb", "control"], "ENTITY/PROJECT"),
-    (["paper"], "results/published"),
     (["paper", "--dpi", "5"], "dpi"),
 ])
 def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, monkeypatch):
@@ -71,12 +70,12 @@ def test_a_failure_is_status_1(monkeypatch):
 
 
 def test_explain_flattens_lines():
-    assert explain(click.UsageError("one\n  two")) == ("one two", 2)
-    assert explain(KeyboardInterrupt()) == ("stopped", 130)
+    assert _explain(click.UsageError("one\n  two")) == ("one two", 2)
+    assert _explain(KeyboardInterrupt()) == ("stopped", 130)
 
 
 def test_methods_lists_all_and_writes_the_published_table(shared):
-    listed = [line.split()[0] for line in method_lines() if line.startswith("  ")]
+    listed = [line.split()[0] for line in _method_lines() if line.startswith("  ")]
     assert sorted(listed) == sorted(METHODS)
     assert run("methods", "--csv").stdout_bytes.decode().splitlines() == (shared / "reference/llm_methods.csv").read_text().splitlines()
 

@@ -14,26 +14,26 @@ import pytest
 from responserank import figures
 from responserank.figures import (
     PALETTE,
-    THEME,
-    VISION,
-    WIDTH,
+    _THEME,
+    _VISION,
+    _WIDTH,
     bars,
     boxes,
     curves,
-    heat,
+    heatmap,
     histogram,
     intervals,
     method_style,
     panels,
-    percent,
+    percent_ticks,
     percent_text,
     qq,
     reference_line,
     save_figure,
     scatter,
     separation,
-    share_legend,
-    size,
+    shared_legend,
+    figure_size,
     theme,
 )
 
@@ -52,7 +52,7 @@ draw = [lambda t, ax: bars(t[:2], "method", "y", "lo", "hi", ax=ax),
         lambda t, ax: boxes(t, "method", "y", ax=ax), lambda t, ax: histogram(t, "y", by="method", ax=ax),
         lambda t, ax: intervals(t[:2], "method", "y", "lo", "hi", ax=ax),
         lambda t, ax: scatter(t, "x", "y", by="method", identity=True, ax=ax),
-        lambda t, ax: qq(t, "x", "y", "lo", "hi", ax=ax), lambda t, ax: heat(pd.DataFrame(np.eye(3)), ax=ax)]
+        lambda t, ax: qq(t, "x", "y", "lo", "hi", ax=ax), lambda t, ax: heatmap(pd.DataFrame(np.eye(3)), ax=ax)]
 forms = iter(draw)
 tables = {f"$\\\\Delta u_{i}$ – {i}": t for i in range(8)}
 fig = panels(tables, lambda t, ax: next(forms)(t, ax), columns=4, share="none", xlabel="x", ylabel="y (%)")
@@ -103,7 +103,7 @@ def test_failed_saving_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "f.pdf").read_bytes() == before and sorted(os.listdir(tmp_path)) == ["f.pdf", "f.png"]
 
 
-@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("vision", _VISION)
 def test_hues_are_far_apart_for_every_eye(vision):
     far = separation(list(PALETTE.values()), vision)
     assert far[np.triu_indices(len(PALETTE), 1)].min() > 15
@@ -149,14 +149,14 @@ def test_style_of_an_unknown_name_is_the_same_elsewhere():
 def test_theme_is_undone():
     matplotlib.rcdefaults()
     with theme():
-        assert matplotlib.rcParams["font.size"] == THEME["font.size"]
+        assert matplotlib.rcParams["font.size"] == _THEME["font.size"]
     assert matplotlib.rcParams["font.size"] == 10
 
 
 def test_letters_are_legible_at_half_width():
-    assert size()[0] == WIDTH["half"] < 3.5
+    assert figure_size()[0] == _WIDTH["half"] < 3.5
     letters = ["font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize", "figure.labelsize"]
-    assert min(THEME[k] for k in letters) >= 7
+    assert min(_THEME[k] for k in letters) >= 7
 
 
 def test_bars_leave_gaps_where_groups_miss_a_category(table):
@@ -206,22 +206,22 @@ def test_panel_of_one(table):
 def test_forms_draw_where_they_are_told(table):
     _, ax = plt.subplots()
     assert bars(table[:3], "fraction", "y", ax=ax) is ax and qq(table, "fraction", "y", ax=ax) is ax
-    assert heat(pd.DataFrame(np.eye(2)), ax=ax) is ax
+    assert heatmap(pd.DataFrame(np.eye(2)), ax=ax) is ax
 
 
 def test_heat_map_of_equal_or_missing_values():
-    ax = heat(pd.DataFrame([[1.0, 1.0], [1.0, np.nan]]))
+    ax = heatmap(pd.DataFrame([[1.0, 1.0], [1.0, np.nan]]))
     ax.figure.canvas.draw()
     assert [t.get_text() for t in ax.texts] == ["1.00", "1.00", "1.00", "--"]
 
 
 def test_percent():
-    ax = percent(plt.subplots()[1], "both", 1)
+    ax = percent_ticks(plt.subplots()[1], "both", 1)
     assert ax.xaxis.get_major_formatter()(0.123) == "12.3" and ax.yaxis.get_major_formatter()(1) == "100.0"
     assert percent_text(None) == "--" and percent_text(0.5, 0) == "50"
 
 
 def test_share_legend_without_labels_draws_none():
     fig = plt.figure()
-    share_legend(fig)
+    shared_legend(fig)
     assert not fig.legends and figures.FAINT

@@ -4,11 +4,13 @@ import dataclasses, io
 import pandas as pd
 import pytest
 
-from responserank.llm.methods import (BASE, COLUMNS, LABELS, METHODS, OPTIMISER, PRESETS, PUBLISHED, RANGES, SHAPE, Settings, differences, methods_csv,
-                                      methods_table, resolve)
-from responserank.runs import UserError
+from responserank.llm.methods import (_BASE_SETTINGS, _PUBLISHED_SETTINGS, METHOD_LABELS, METHODS, _OPTIMIZER_FIELDS, METHOD_ROWS, PRESETS, _RANGES, _MODEL_SHAPE, HASHED_NAMES, Settings, _method_differences, methods_csv,
+                                      methods_table, resolve_settings)
+from responserank.llm.trainer import open_data, run_group
+from responserank.settings import UserError
 
-TINY = {k: PRESETS["tiny"][k] for k in SHAPE}
+PUBLISHED_METHODS = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
+TINY = {k: PRESETS["tiny"][k] for k in _MODEL_SHAPE}
 
 
 def test_table_equals_the_published_one(shared):
@@ -20,17 +22,17 @@ def test_table_equals_the_published_one(shared):
 
 def test_labels_equal_the_published_ones(shared):
     registry = pd.read_csv(shared / "reference" / "llm_registry.csv").set_index("method")["display_name"]
-    assert {m: LABELS[m] for m in PUBLISHED} == registry.to_dict()
-    assert len(set(LABELS.values())) == len(METHODS) == 63
+    assert {m: METHOD_LABELS[m] for m in PUBLISHED_METHODS} == registry.to_dict()
+    assert len(set(METHOD_LABELS.values())) == len(METHODS) == 63
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_no_optimiser_setting_holds_in_every_preset(method, preset):
-    settings = resolve(method, preset)
-    for name in COLUMNS:
-        wanted = (BASE | METHODS[method])[name]
-        if name not in OPTIMISER or preset == "paper": assert getattr(settings, name) == wanted
+    settings = resolve_settings(method, preset)
+    for name in _PUBLISHED_SETTINGS:
+        wanted = (_BASE_SETTINGS | METHODS[method])[name]
+        if name not in _OPTIMIZER_FIELDS or preset == "paper": assert getattr(settings, name) == wanted
     assert settings.model == PRESETS[preset]["model"]
 
 
@@ -39,47 +41,72 @@ def test_what_is_no_optimiser_setting_holds_in_every_preset(method, preset):
                                                   ("bt_clip2p0", "max_grad_norm", 2)])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_ratios(method, setting, ratio, preset):
-    base, changed = (getattr(resolve(m, preset), setting) for m in ("bt", method))
+    base, changed = (getattr(resolve_settings(m, preset), setting) for m in ("bt", method))
     assert changed == pytest.approx(base * ratio, abs=0.5 if setting == "epochs" else None, rel=1e-5)
     assert changed != base
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_steps_and_epochs_stay_distinct(preset):
-    epochs = [resolve(m, preset).epochs for m in ("bt_ep2", "bt", "bt_ep4")]
+    epochs = [resolve_settings(m, preset).epochs for m in ("bt_ep2", "bt", "bt_ep4")]
     assert epochs[0] < epochs[1] < epochs[2]
-    step = [(s := resolve(m, preset)).batch_size * s.gradient_accumulation_steps for m in ("bt_acc2", "bt", "bt_acc8")]
+    step = [(s := resolve_settings(m, preset)).batch_size * s.gradient_accumulation_steps for m in ("bt_acc2", "bt", "bt_acc8")]
     assert step == [step[1] // 2, step[1], step[1] * 2]
-    if preset == "tiny": assert [resolve(m).batch_size for m in ("bt_acc2", "bt", "bt_acc8")] == [32, 64, 128]
+    if preset == "tiny": assert [resolve_settings(m).batch_size for m in ("bt_acc2", "bt", "bt_acc8")] == [32, 64, 128]
 
 
 def test_precedence():
     assert Settings(**TINY).learning_rate == 1.5e-5                                         # default
-    assert resolve("bt", "tiny").learning_rate == PRESETS["tiny"]["learning_rate"]          # preset over default
-    assert resolve("bt_ep2", "tiny").epochs < PRESETS["tiny"]["epochs"]                     # method over preset
-    assert resolve("bt_ep2", "tiny", {"epochs": 7}).epochs == 7                             # override over method
-    assert resolve("bt", overrides="label_smoothing=0.1, rank_noise=random").rank_noise == "random"
+    assert resolve_settings("bt", "tiny").learning_rate == PRESETS["tiny"]["learning_rate"]          # preset over default
+    assert resolve_settings("bt_ep2", "tiny").epochs < PRESETS["tiny"]["epochs"]                     # method over preset
+    assert resolve_settings("bt_ep2", "tiny", {"epochs": 7}).epochs == 7                             # override over method
+    assert resolve_settings("bt", overrides="label_smoothing=0.1, rank_noise=random").rank_noise == "random"
 
 
 def test_identity_leaves_the_fraction_out():
-    a, b = (dataclasses.replace(resolve("rr_agree"), fraction=f) for f in (0.1, 1.0))
+    a, b = (dataclasses.replace(resolve_settings("rr_agree"), fraction=f) for f in (0.1, 1.0))
     assert a != b and a.identity() == b.identity() and "fraction" not in a.identity()
-    assert set(a.identity()) == {f.name for f in dataclasses.fields(Settings)} - {"fraction"}
+    assert set(a.record()) == {f.name for f in dataclasses.fields(Settings)} - {"fraction"}
+
+
+@pytest.mark.parametrize("method, data, group", [
+    ("bt", "simulated", "bt-7afe703b"), ("rr_agree", "ukpconvarg1", "rr_agree-a47ce600"),
+    ("rr_randrank_randsize2", "simulated", "rr_randrank_randsize2-3a59c14b")])
+def test_committed_runs_keep_their_group(method, data, group, root, shared):
+    """Renaming a field, or adding one, must not change the hash that names a run's folder."""
+    runs = pd.read_csv(root / "results/llm/runs.csv", keep_default_na=False)
+    assert runs[(runs["method"] == method) & (runs["data"] == data) & (runs["overrides"] == "")]["group"].unique().tolist() == [group]
+    hashed = open_data(data if data == "simulated" else str(shared / "data" / data)).content_hash
+    assert run_group(method, "tiny", resolve_settings(method), hashed) == group
+
+
+def test_a_field_that_is_new_is_hashed_where_it_differs():
+    @dataclasses.dataclass(frozen=True)
+    class Later(Settings):
+        margin: float = 0.0
+    old, usual, other = Settings(**TINY).identity(), Later(**TINY).identity(), Later(**TINY, margin=0.5).identity()
+    assert usual == old and other == old | dict(margin=0.5)
+
+
+def test_hashed_names_are_the_first_release_s():
+    """`split` and the like may not be tidied away: every run folder is named by them."""
+    assert HASHED_NAMES["dealing"] == "split" and len(set(HASHED_NAMES.values())) == len(HASHED_NAMES) == 55
+    assert "dealing" not in resolve_settings("bt").identity() and resolve_settings("rr_randrank_randsize2").identity()["split"] == "random"
 
 
 def test_settings_survive_json():
     import json
     for preset in PRESETS:
-        settings = resolve("rr_rt_annolength8_spread2", preset, "rank_noise=0.25 keep_category=code")
+        settings = resolve_settings("rr_rt_annolength8_spread2", preset, "rank_noise=0.25 keep_category=code")
         assert Settings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
 
 
 def test_defaults_are_the_published_baseline():
-    assert {c: getattr(Settings(**TINY), c) for c in COLUMNS} == {c: getattr(resolve("bt", "paper"), c) for c in COLUMNS}
+    assert {c: getattr(Settings(**TINY), c) for c in _PUBLISHED_SETTINGS} == {c: getattr(resolve_settings("bt", "paper"), c) for c in _PUBLISHED_SETTINGS}
 
 
 def test_every_ranged_name_is_a_field():
-    assert {n for names in RANGES.values() for n in names} <= {f.name for f in dataclasses.fields(Settings)}
+    assert {n for names in _RANGES.values() for n in names} <= {f.name for f in dataclasses.fields(Settings)}
 
 
 @pytest.mark.parametrize("overrides,words", [
@@ -93,13 +120,13 @@ def test_every_ranged_name_is_a_field():
     ("fraction=0", ["fraction", "(0, 1]"]), ("epochs", ["key=value"]), ("allow_ties=2", ["allow_ties"]), ("test_size=0", ["test_size"]),
 ])
 def test_bad_overrides(overrides, words):
-    with pytest.raises(UserError) as error: resolve("rr_agree", "tiny", overrides)
+    with pytest.raises(UserError) as error: resolve_settings("rr_agree", "tiny", overrides)
     assert "\n" not in str(error.value) and all(w in str(error.value) for w in words), str(error.value)
 
 
 @pytest.mark.parametrize("call,words", [
-    (lambda: resolve("rr_agreee"), ["unknown method", "rr_agree"]), (lambda: resolve("bt", "tinny"), ["unknown preset", "tiny"]),
-    (lambda: differences("zzz"), ["unknown method"]), (lambda: Settings(), ["vocab_size", "tiny"]), (lambda: Settings(**TINY, epochs="many"), ["epochs"]),
+    (lambda: resolve_settings("rr_agreee"), ["unknown method", "rr_agree"]), (lambda: resolve_settings("bt", "tinny"), ["unknown preset", "tiny"]),
+    (lambda: _method_differences("zzz"), ["unknown method"]), (lambda: Settings(), ["vocab_size", "tiny"]), (lambda: Settings(**TINY, epochs="many"), ["epochs"]),
     (lambda: Settings(**TINY, batch_size=-1), ["batch_size", "[1, inf)"]),
 ])
 def test_bad_calls(call, words):
@@ -108,7 +135,7 @@ def test_bad_calls(call, words):
 
 
 def test_differences_shows_only_what_differs():
-    table = differences("rr_agree_slight25")
+    table = _method_differences("rr_agree_slight25")
     assert table.columns.tolist() == ["bt", "rr_agree", "rr_agree_slight25"]
     assert table.loc["slight_weight"].tolist() == [0.5, 0.5, 0.25]
     assert "epochs" not in table.index
@@ -116,5 +143,5 @@ def test_differences_shows_only_what_differs():
 
 @pytest.mark.parametrize("overrides,cap", [("", 64), ("batch_size=8", 8), ("cap=5", 5), ("cap=none", None)])
 def test_own_rankings_are_capped_at_what_a_loss_evaluation_sees(overrides, cap):
-    assert resolve("rr", "tiny", overrides).cap == cap
-    assert resolve("rr", "paper").cap == 16 and resolve("rr_agree").cap is None
+    assert resolve_settings("rr", "tiny", overrides).cap == cap
+    assert resolve_settings("rr", "paper").cap == 16 and resolve_settings("rr_agree").cap is None

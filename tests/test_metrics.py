@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from responserank.metrics import (accuracy, calibration_error, measures, pearson, pearson_distance_correlation, probability_error, reliability,
+from responserank.metrics import (accuracy, calibration_error, all_measures, pearson, pearson_distance_correlation, probability_error, reliability,
                                   spearman, strength_log_likelihood)
 
 OURS = {"pearson_distance_correlation": "pdc", "pearson_difference_correlation": "pearson_difference",
@@ -32,7 +32,7 @@ def fits():
 
 
 def test_published_values(vector):
-    ours = measures(*(vector[k] for k in UTILITIES))
+    ours = all_measures(*(vector[k] for k in UTILITIES))
     assert {k for k in vector["values"]} == {*OURS, "log_likelihood_pl_ranking"}
     for name, key in OURS.items():
         assert ours[key] == pytest.approx(vector["values"][name], abs=1e-12), name
@@ -69,9 +69,9 @@ def test_likelihood_by_plain_loop(fits):
 
 
 def test_a_batch_is_its_rows(fits):
-    together = measures(*fits)
+    together = all_measures(*fits)
     for i in range(7):
-        for name, value in measures(*fits[:2], fits[2][i], fits[3][i], fits[4]).items():
+        for name, value in all_measures(*fits[:2], fits[2][i], fits[3][i], fits[4]).items():
             assert isinstance(value, float)
             assert together[name][i] == pytest.approx(value, abs=1e-12), name
 
@@ -86,7 +86,7 @@ def test_whatever_holds_the_numbers(fits):
     for kind in (list, np.array, torch.tensor, pd.Series, lambda x: pd.Series(x, dtype="boolean"), lambda x: 2 * x.astype(int) - 1):
         assert accuracy(kind(signs), p) == exact[0]
     for kind in (list, torch.tensor, pd.Series, lambda x: x.astype(int), lambda x: 2 * x.astype(int) - 1):
-        assert measures(t, 0 * t, p, 0 * p, kind(signs))["accuracy"] == exact[0]
+        assert all_measures(t, 0 * t, p, 0 * p, kind(signs))["accuracy"] == exact[0]
 
 
 @pytest.mark.parametrize("x", [[1., 1., 1.], [.1 + .2, .3, .3], [1.], [], [1., np.nan, 2.], [1., np.inf, 2.], [1e300, 1e300, 1e300]])
@@ -104,12 +104,12 @@ def test_undefined_is_nan_and_says_nothing(x):
 
 def test_one_bad_fit_spoils_no_other(fits):
     fits[2][3, 5] = np.nan
-    for name, values in measures(*fits).items():
+    for name, values in all_measures(*fits).items():
         assert np.isnan(values[3]) and not np.isnan(np.delete(values, 3)).any(), name
 
 
 def test_a_constant_model_has_no_correlation_and_half_the_accuracy():
-    m = measures([1., 2., 3.], [2., 1., 0.], [5., 5., 5.], [5., 5., 5.], [0, 1, 1])
+    m = all_measures([1., 2., 3.], [2., 1., 0.], [5., 5., 5.], [5., 5., 5.], [0, 1, 1])
     assert m["accuracy"] == m["true_accuracy"] == .5
     assert all(math.isnan(m[k]) for k in ("pdc", "spearman_distance", "pearson_difference", "pearson_utility", "spearman_utility"))
     assert m["log_likelihood"] == pytest.approx(-math.log(6))

@@ -12,9 +12,10 @@ from llama import save_llama
 from test_rewardbench import jsonl, second
 
 from responserank.cli import main
-from responserank.llm.methods import resolve
+from responserank.llm.methods import resolve_settings
 from responserank.llm.models import load_classifier, load_model, load_tokenizer, save_classifier, score_texts, train_tokenizer
-from responserank.runs import UserError, content_hash
+from responserank.settings import UserError
+from responserank.files import content_hash
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def start(path, **more):
-    settings = resolve("bt", "paper", dict(model=str(path)) | more)
+    settings = resolve_settings("bt", "paper", dict(model=str(path)) | more)
     return load_model(settings, load_tokenizer(settings), 0)
 
 
@@ -60,7 +61,7 @@ def test_what_cannot_be_used_is_one_line(case, folder):
 
 
 def test_without_a_template_blank_lines_join_and_the_run_says_so(folder):
-    settings = resolve("bt", "paper", dict(model=str(folder / "no template")))
+    settings = resolve_settings("bt", "paper", dict(model=str(folder / "no template")))
     with pytest.warns(UserWarning, match="no chat template, so prompts and answers are joined by blank lines"): tok = load_tokenizer(settings)
     assert tok.pad_token == "<pad>" and start(folder / "head1").config.num_labels == 1  # a reward model may be trained further
 
@@ -76,16 +77,16 @@ HUB = """
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gate)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-    from responserank.llm.methods import resolve
+    from responserank.llm.methods import resolve_settings
     from responserank.llm.models import load_tokenizer
     from responserank.llm.rewardbench import read_bench
-    from responserank.runs import UserError
-    for what in (lambda: load_tokenizer(resolve("bt", "paper")), lambda: read_bench("2")):
+    from responserank.settings import UserError
+    for what in (lambda: load_tokenizer(resolve_settings("bt", "paper")), lambda: read_bench("2")):
         try: what()
         except UserError as e: print(e, flush=True)
     server.shutdown(); server.server_close()
     time.sleep = lambda seconds: None # the library tries several times
-    try: load_tokenizer(resolve("bt", "small"))
+    try: load_tokenizer(resolve_settings("bt", "small"))
     except UserError as e: print(e, flush=True)
 """
 
@@ -114,7 +115,7 @@ def run(*words): return CliRunner().invoke(main, [str(w) for w in words])
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     tok = train_tokenizer(["good answer bad answer question"] * 50, 300)
-    model = load_model(resolve("bt", overrides="hidden_size=16 num_layers=1 num_heads=2 vocab_size=300"), tok, 0)
+    model = load_model(resolve_settings("bt", overrides="hidden_size=16 num_layers=1 num_heads=2 vocab_size=300"), tok, 0)
     return save_classifier(model, tok, tmp_path_factory.mktemp("run") / "model")
 
 

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from responserank import paper
-from responserank.artefacts import Artefact, draw, grid, latex, make, sheet_latex, sourced
+from responserank.artefacts import Artefact, draw_figure, table_cells, escape_latex, make_artefact, _sheet_latex, with_provenance
 from responserank.llm import results as llm
-from responserank.runs import UserError, repo_root
+from responserank.settings import UserError
+from responserank.files import repo_root
 
 
 def files(folder):
@@ -101,15 +102,15 @@ def own(tmp_path_factory):
 
 
 def test_own_runs_are_found_and_kept_apart(own):
-    names = [s.name for s in paper.own_sources(own)]
+    names = [s.name for s in paper._own_sources(own)]
     assert names == ["own/synthetic", "own/llm-paper-multipref", "own/llm-tiny-simulated", "own/control"]
 
 
 def test_runs_with_overrides_are_other_methods(own, tmp_path):
-    tiny = next(s for s in paper.own_sources(own) if s.name == "own/llm-tiny-simulated")
+    tiny = next(s for s in paper._own_sources(own) if s.name == "own/llm-tiny-simulated")
     assert len(tiny.runs) == 10 and (tiny.runs["overrides"] == "").all()
     tables = llm.read_own(own / "llm" / "runs.csv")
-    found = llm.gains_of_override(tables["simulated"], "rank_weight=0.25")
+    found = llm._gains_of_override(tables["simulated"], "rank_weight=0.25")
     assert found["n"].tolist() == [5] and np.allclose(found[["mean", "sd"]], [-.01, 0])
     manifest = paper.rebuild_paper(tmp_path, "own_*,size_ablation,multipref_datasize_rb", results=own, data=tmp_path, dpi=60).set_index(["source", "artefact"])
     assert manifest.loc[[("published", "own_gains"), ("published", "own_rank_weight")], "status"].tolist() == ["complete"] * 2
@@ -122,7 +123,7 @@ def test_runs_with_overrides_are_other_methods(own, tmp_path):
 
 
 def test_own_cells_are_tested_where_the_design_is_the_same(own):
-    found = paper.reproduction(paper.published_sources(), paper.own_sources(own), own)
+    found = paper._reproduction(paper._published_sources(), paper._own_sources(own), own)
     assert found.groupby("part").size().to_dict() == {"synthetic": 432, "control": 24, "llm": 6}
     assert not found["cell"].str.contains("Swimmer").any() # too short to be the same design
     assert not found["t"].isna().any() and found["p"].between(0, 1).all()
@@ -144,12 +145,12 @@ def test_own_artefacts_are_made_and_marked(own, tmp_path):
 
 
 def test_short_published_runs_leave_marked_artefacts(tmp_path):
-    runs = llm.read_runs()
+    runs = llm.read_llm_runs()
     runs = runs[(runs["method"] != "rr_stated") & ~((runs["method"] == "bt") & (runs["seed"] > 60))]
-    kept = {a.name: make(a, runs, tmp_path) for a in llm.ARTEFACTS}
+    kept = {a.name: make_artefact(a, runs, tmp_path) for a in llm.LLM_ARTEFACTS}
     assert all(line["files"] for line in kept.values())
     assert kept["main_comparison"]["status"] == "partial" and kept["hyperparam_lr"]["status"] == "short" and kept["forest"]["status"] in ("partial", "empty")
-    empty = {a.name: make(a, runs[:0], tmp_path / "none") for a in llm.ARTEFACTS}
+    empty = {a.name: make_artefact(a, runs[:0], tmp_path / "none") for a in llm.LLM_ARTEFACTS}
     assert {line["status"] for line in empty.values()} <= {"empty", "refused"}
     assert all((tmp_path / "none" / f).exists() for line in empty.values() for f in line["files"].split())
 
@@ -174,23 +175,23 @@ def test_figures_are_drawn_by_latex_where_it_is(tmp_path):
 
 @pytest.mark.parametrize("text, tex", [("50 % of a_b & c", r"50 \% of a\_b \& c"), ("55.6 ± .9", r"55.6 $\pm$ .9"), ("a – b", "a -- b"), ("#1", r"\#1")])
 def test_text_is_escaped_for_latex(text, tex):
-    assert latex(text) == tex
+    assert escape_latex(text) == tex
 
 
 def test_a_row_in_any_form(tmp_path):
     table = pd.DataFrame({"panel": "p", "by": ["bt", "rr"], "x": ["BT", "RR"], "y": [.5, .6], "lo": [.4, .5], "hi": [.6, .7], "n": 5})
     for form in ("curves", "bars", "intervals", "forest"):
-        draw(sourced(table.copy(), table), form)
-    line = make(Artefact("numbers", "A claim.", lambda runs: sourced(table.copy(), table), {}, "sheet"), None, tmp_path)
+        draw_figure(with_provenance(table.copy(), table), form)
+    line = make_artefact(Artefact("numbers", "A claim.", lambda runs: with_provenance(table.copy(), table), {}, "sheet"), None, tmp_path)
     assert line["files"].split() == ["tables/numbers.csv", "tables/numbers.tex"]
-    assert sheet_latex(pd.DataFrame({"a": [1.0, np.nan]}), {"a": ".1f"}).count("--") == 1
+    assert _sheet_latex(pd.DataFrame({"a": [1.0, np.nan]}), {"a": ".1f"}).count("--") == 1
     with pytest.raises(UserError, match="unknown form"):
-        draw(table, "pie")
+        draw_figure(table, "pie")
 
 
 def test_the_best_of_a_row_is_bold():
     cells = pd.DataFrame({"row": ["a", "a"], "column": ["BT", "RR"], "mean": [1.0, 2.0], "sd": 1.0, "ci95": 1.0, "n": 5})
-    assert grid(cells, best="row")["bold"].tolist() == [False, True] and grid(cells)["bold"].tolist() == [True, True]
+    assert table_cells(cells, best="row")["bold"].tolist() == [False, True] and table_cells(cells)["bold"].tolist() == [True, True]
 
 
 @pytest.mark.parametrize("form", ["forest", "intervals"])
@@ -198,7 +199,7 @@ def test_the_best_of_a_row_is_bold():
                                    {"first": dict(BT=.1, RR=.3), "second": dict(RR=.7, BT=.5)}], ids=["some lacking", "in another order"])
 def test_panels_that_share_their_lines_mean_the_same_lines(form, lines):
     points = pd.DataFrame([dict(panel=p, by=x, x=x, y=y, lo=y - .01, hi=y + .01, n=3) for p, line in lines.items() for x, y in line.items()])
-    fig = draw(points, form)
+    fig = draw_figure(points, form)
     fig.canvas.draw()
     names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
     for ax, line in zip(fig.axes, lines.values()):

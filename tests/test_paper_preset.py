@@ -12,11 +12,11 @@ from test_rewardbench import clone, first, second
 from responserank.llm import rewardbench as B
 from responserank.llm import trainer as T
 from responserank.llm.batches import PreferenceCollator
-from responserank.llm.methods import resolve
+from responserank.llm.methods import resolve_settings
 from responserank.llm.models import load_classifier, load_model, load_tokenizer, score_texts, score_tokens
-from responserank.llm.preferences import encode, render
-from responserank.llm.sweep import grid
-from responserank.runs import UserError
+from responserank.llm.preferences import encode_texts, render_chat
+from responserank.llm.sweep import sweep_grid
+from responserank.settings import UserError
 
 SHORT = "test_size=50 epochs=1 learning_rate=1e-3 batch_size=8 gradient_accumulation_steps=2"
 
@@ -31,9 +31,9 @@ def made(tmp_path_factory):
 @pytest.fixture
 def paper(made, tmp_path, monkeypatch):
     """A run of the preset; RewardBench lies in local clones."""
-    monkeypatch.setattr(B, "HUB", {"1": (str(made["one"]), "filtered"), "2": (str(made["two"]), "test")})
+    monkeypatch.setattr(B, "_HUB_DATASETS", {"1": (str(made["one"]), "filtered"), "2": (str(made["two"]), "test")})
     def go(method="rr_agree", more="", **kwargs):
-        return T.run(method, "paper", str(made["data"]), **dict(out=tmp_path / "runs", wandb_mode="disabled",
+        return T.train_once(method, "paper", str(made["data"]), **dict(out=tmp_path / "runs", wandb_mode="disabled",
                                                                 overrides=f"model={made['llama']} {SHORT} {more}") | kwargs)
     return go
 
@@ -64,7 +64,7 @@ def test_the_whole_run(peft, paper, made):
 
     # RewardBench 1 and 2 at the end, unasked
     written = json.loads((result.folder / "metrics.json").read_text())["eval"]
-    assert written["rewardbench_v1"]["rows"] == 23 and set(written["rewardbench_v2"]["subsets"]) == set(B.SUBSETS["2"])
+    assert written["rewardbench_v1"]["rows"] == 23 and set(written["rewardbench_v2"]["subsets"]) == set(B._SUBSETS["2"])
 
     # the saved model is an ordinary classifier, and whoever pads with its tokenizer gets our rewards
     model = AutoModelForSequenceClassification.from_pretrained(result.folder / "model").float().eval()
@@ -85,7 +85,7 @@ def test_the_whole_run(peft, paper, made):
 
 def test_precision_and_checkpointing_reach_the_trainer(made, tmp_path):
     overrides = f"model={made['llama']} {SHORT} peft=lora lora_r=2"
-    ready = T.prepare_data(resolve("rr_agree", "paper", overrides), str(made["data"]), seed=0)
+    ready = T.prepare_data(resolve_settings("rr_agree", "paper", overrides), str(made["data"]), seed=0)
     seen = {}
 
     class Look(T.TrainerCallback):
@@ -94,7 +94,7 @@ def test_precision_and_checkpointing_reach_the_trainer(made, tmp_path):
                         still=[n for n, p in model.named_parameters() if p.requires_grad and p.grad is None])
             control.should_training_stop = True
 
-    trainer = T.make_trainer(ready, tmp_path, 0, 0, [Look()])
+    trainer = T._make_trainer(ready, tmp_path, 0, 0, [Look()])
     layers = []
     body = trainer.model.base_model.model.model
     body.layers[0].self_attn.q_proj.register_forward_hook(lambda m, i, o: layers.append(o.dtype))
@@ -107,11 +107,11 @@ def test_precision_and_checkpointing_reach_the_trainer(made, tmp_path):
 
 
 def test_the_closing_end_token_is_skipped_alike_by_all(made):
-    settings = resolve("bt", "paper", f"model={made['llama']}")
+    settings = resolve_settings("bt", "paper", f"model={made['llama']}")
     tok = load_tokenizer(settings)
     model = load_model(settings, tok, 0)
     assert tok.pad_token == tok.eos_token == "<|eot_id|>"
-    short, long, other = encode([render("question", c, tok) for c in ("yes", "a good answer " * 20, "no")], tok)
+    short, long, other = encode_texts([render_chat("question", c, tok) for c in ("yes", "a good answer " * 20, "no")], tok)
     assert short[-1] == tok.pad_token_id and short.count(tok.eos_token_id) == 2 and short.count(tok.bos_token_id) == 1
     rewards = score_tokens(model, [short, long, other], tok.pad_token_id)
     alone = np.array([score_tokens(model, [i], tok.pad_token_id)[0] for i in (short, long, other)])
@@ -132,21 +132,21 @@ def test_a_padding_token_that_the_tokenizer_has_is_the_models(made, tmp_path):
     model.save_pretrained(tmp_path / "rm"), tok.save_pretrained(tmp_path / "rm")
     model, loaded = load_classifier(tmp_path / "rm")
     assert loaded.pad_token_id == 5 == model.config.pad_token_id
-    ids = encode([render("question", c, loaded) for c in ("yes", "a good answer " * 20)], loaded)
+    ids = encode_texts([render_chat("question", c, loaded) for c in ("yes", "a good answer " * 20)], loaded)
     together, alone = score_tokens(model, ids, 5), [score_tokens(model, [i], 5)[0] for i in ids]
     np.testing.assert_allclose(together, alone, atol=1e-2)  # bf16
 
 
-def group(model): return T.describe_run("bt", "paper", "simulated", 1.0, 0, None, resolve("bt", "paper", dict(model=str(model))))["group"]
+def group(model): return T._describe_run("bt", "paper", "simulated", 1.0, 0, None, resolve_settings("bt", "paper", dict(model=str(model))))["group"]
 
 
 def test_a_local_model_is_known_by_what_it_holds(made, tmp_path):
     copy, other = shutil.copytree(made["llama"], tmp_path / "copy"), save_llama(tmp_path / "other", seed=1)
     assert group(made["llama"]) == group(copy) != group(other)
     assert group("meta-llama/Llama-3.1-8B-Instruct") != group(copy)
-    about = T.describe_run("bt", "paper", "simulated", 1.0, 0, None, resolve("bt", "paper", dict(model=str(copy))))
+    about = T._describe_run("bt", "paper", "simulated", 1.0, 0, None, resolve_settings("bt", "paper", dict(model=str(copy))))
     assert about["settings"]["model"] == str(copy)  # the record keeps the path
-    planned = grid("bt", seeds="0", preset="paper", overrides=f"model={copy}")
+    planned = sweep_grid("bt", seeds="0", preset="paper", overrides=f"model={copy}")
     assert list(planned["group"]) == [group(copy)]  # a sweep looks for its runs where they will be
     (copy / "config.json").write_text((copy / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     assert group(copy) != group(made["llama"])
@@ -156,7 +156,7 @@ def test_a_folder_with_one_configuration_of_two(made, tmp_path):
     shutil.copytree(made["data"], tmp_path / "mp")
     (tmp_path / "mp/README.md").unlink()
     shutil.rmtree(tmp_path / "mp/default")
-    with pytest.raises(UserError, match="add the configuration default"): T.prepare_data(resolve("bt"), str(tmp_path / "mp"))
+    with pytest.raises(UserError, match="add the configuration default"): T.prepare_data(resolve_settings("bt"), str(tmp_path / "mp"))
     shutil.copytree(made["data"] / "default", tmp_path / "half/default")
-    ready = T.prepare_data(resolve("bt", overrides="vocab_size=300"), str(tmp_path / "half"))
+    ready = T.prepare_data(resolve_settings("bt", overrides="vocab_size=300"), str(tmp_path / "half"))
     assert "majority" in ready.report["steps"][0]["note"]

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from responserank.llm.preferences import read_preferences
+from responserank.llm.formats import read_preferences
 from responserank.probing import needed_comparisons, paired_gains, probe, probe_table, train_command
-from responserank.runs import UserError
+from responserank.settings import UserError
 from responserank.small_heads import (WEIGHT_PRIORS, assign_folds, cross_fit, estimate_rank_weight, fit_heads, item_differences, minimise, order_likelihood,
                                       signal_p, text_features, without)
-from responserank.strength_losses import LOSSES
+from responserank.strength_losses import STRENGTH_LOSSES
 
 torch.set_num_threads(1)
 
@@ -162,7 +162,7 @@ def test_every_loss_can_be_fitted():
     n, items = 200, torch.eye(25, dtype=torch.float64)
     batch = dict(target=.8, strength=1., mean_preference=.6, category=torch.arange(n) % 3 + 3, won=.7, tied=.2, rank=torch.tensor(rank), rank_weight=.2,
                  ranking_id=torch.arange(n) // 8, time=.8, nuisance=torch.zeros(n))
-    for loss in LOSSES:
+    for loss in STRENGTH_LOSSES:
         heads = fit_heads(items, c, j, loss, batch, [1., 10.], tol=1e-3)
         assert heads.converged.all(), loss
         d = item_differences(heads.weights, items, c, j)

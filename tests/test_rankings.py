@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from responserank.rankings import arrange, bradley_terry_loss, line_terms, preference_loss, ranking_loss, scan, tied_with_next
+from responserank.rankings import arrange, bradley_terry_loss, ordered_terms, preference_loss, ranking_loss, linear_recurrence, tied_with_next
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 GEN = torch.Generator()
@@ -202,13 +202,13 @@ def test_scan_adjoint():
     "Walking the other way is the transpose."
     gen = torch.Generator().manual_seed(0)
     x, y, link = torch.rand(3, 37, generator=gen), torch.rand(3, 37, generator=gen), torch.rand(3, 36, generator=gen)
-    torch.testing.assert_close((y * scan(x, link, 6)).sum(), (x * scan(y, link, 6, forward=True)).sum())
+    torch.testing.assert_close((y * linear_recurrence(x, link, 6)).sum(), (x * linear_recurrence(y, link, 6, forward=True)).sum())
 
 
 def test_line_terms_weighs_terms():
     d, rank, ids = problem(5)
     line, weight = arrange(rank, ids), torch.rand(len(d), generator=GEN.manual_seed(0), dtype=torch.float64)
-    terms, push = line_terms(d[line.order], line, weight)
+    terms, push = ordered_terms(d[line.order], line, weight)
     want, = torch.autograd.grad((ranking_loss(d, line, reduction="none")[line.order] * weight).sum(), d)
     assert not push.requires_grad and not terms.requires_grad
     close(push, want[line.order], 1e-12)

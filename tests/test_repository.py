@@ -73,3 +73,11 @@ def test_an_installed_torch_is_left_alone():
     lock = "numpy==2.4.6\ntorch==2.13.0\nnvidia-nccl-cu13==2.29.7 ; sys_platform == 'linux'\ntriton==3.7.1\ntorchmetrics==1.0\n"
     assert constraints(lock, None) == lock.splitlines()
     assert constraints(lock, "2.14.0+cu126") == ["numpy==2.4.6", "torchmetrics==1.0", "torch==2.14.0+cu126"]
+
+
+def test_mathematics_has_single_backslashes(root):
+    for path in (root / "nbs").rglob("[!_.]*.ipynb"):
+        if ".ipynb_checkpoints" in path.parts: continue
+        for cell in nbformat.read(path, 4).cells:
+            found = re.findall(r"\$[^$\n]*\\\\[a-zA-Z][^$\n]*\$", cell.source) if cell.cell_type == "markdown" else []
+            assert not found, f"{path.name}: {found}"

@@ -8,9 +8,9 @@ import pytest
 
 from responserank.llm import rewardbench as B
 from responserank.llm import trainer as T
-from responserank.llm.methods import resolve
+from responserank.llm.methods import resolve_settings
 from responserank.llm.models import load_model, train_tokenizer
-from responserank.runs import UserError
+from responserank.settings import UserError
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 epochs=3"
 
@@ -18,7 +18,7 @@ SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size
 def first(per_subset=2):
     """RewardBench's `filtered` split: its columns, all subsets."""
     rows = [dict(prompt=f"question {s} {i}", chosen="good answer " * (i + 1), chosen_model="a", rejected=f"bad {i}", rejected_model="b",
-                 subset=s) for s in B.SUBSETS["1"] for i in range(per_subset)]
+                 subset=s) for s in B._SUBSETS["1"] for i in range(per_subset)]
     return pd.DataFrame(rows).assign(id=range(len(rows)))
 
 
@@ -27,7 +27,7 @@ def second(per_subset=2):
     extra = dict(models=["m"], additional_metadata=dict(category=None, correct=None, index=1., instruction_id_list=["x"], label=None,
                                                         method=None, models=None, prompt_norm=None, subcategory=None, valid=1.))
     rows = [dict(id=str(i), prompt=f"question {s} {i}", chosen=[f"good answer {i}"], rejected=[f"bad {i} {j}" for j in range(3)],
-                 num_correct=1, num_incorrect=3, total_completions=4, subset=s, **extra) for s in B.SUBSETS["2"][:5] for i in range(per_subset)]
+                 num_correct=1, num_incorrect=3, total_completions=4, subset=s, **extra) for s in B._SUBSETS["2"][:5] for i in range(per_subset)]
     for i in range(per_subset):
         for kind, n in (("ref", 1), ("tied", 3)):
             rows.append(dict(id=f"{kind}:{i}", prompt=f"a colour, {i}?", chosen=["red", "blue", "green"][:n], rejected=["seven", "cat"],
@@ -63,7 +63,7 @@ def jsonl(frame, path):
 @pytest.fixture(scope="module")
 def model():
     tok = train_tokenizer(["good answer bad answer question"] * 50, 300)
-    return load_model(resolve("bt", overrides=SMALL), tok, 0), tok
+    return load_model(resolve_settings("bt", overrides=SMALL), tok, 0), tok
 
 
 def test_official_numbers_of_rewardbench_1(shared):
@@ -83,17 +83,17 @@ def test_official_numbers_of_ties(shared):
 @pytest.mark.parametrize("scores, credit", [([2, 1, 1, 0], 1), ([1, 1, 0, 0], 1 / 2), ([1, 1, 1, 0], 1 / 3), ([1, 1, 1, 1], 1 / 4), ([0, 1, 1, 1], 0),
                                             ([np.nan] * 4, 0), ([1, np.nan, 0, 0], 0), ([np.inf, 0, 0, 0], 1)])
 def test_best_of_four(scores, credit):
-    assert B.top_credit(scores) == credit
+    assert B._top_credit(scores) == credit
 
 
 def test_equal_scores_everywhere():
-    one, two = (B.Bench(v, "made", t(f, "made")) for v, t, f in (("1", B.pairs_table, first()), ("2", B.lists_table, second())))
+    one, two = (B._Bench(v, "made", t(f, "made")) for v, t, f in (("1", B._pairs_table, first()), ("2", B._lists_table, second())))
     zeros = lambda bench: [np.zeros(len(c)) for c in bench.table.completions]  # noqa: E731
-    assert B.bench_results(one, zeros(one))["overall"] == 0
-    found = B.bench_results(two, zeros(two))
-    assert found["subsets"] == {s: .25 for s in B.SUBSETS["2"][:5]} | {"Ties": 0}
+    assert B._bench_results(one, zeros(one))["overall"] == 0
+    found = B._bench_results(two, zeros(two))
+    assert found["subsets"] == {s: .25 for s in B._SUBSETS["2"][:5]} | {"Ties": 0}
     assert found["ties"]["margin"] == 0 and not any(np.isnan(v) for v in found["ties"].values())
-    nothing = B.bench_results(two, [z * np.nan for z in zeros(two)])
+    nothing = B._bench_results(two, [z * np.nan for z in zeros(two)])
     assert nothing["overall"] == 0
 
 
@@ -157,7 +157,7 @@ def test_a_benchmark_that_cannot_be_had_is_one_line(source, says):
 def test_each_text_is_scored_once_and_long_ones_are_counted(model, tmp_path, monkeypatch):
     frame = first().assign(prompt="one question", chosen="good answer", rejected="bad")
     frame.loc[0, "chosen"] = "good answer " * 40
-    bench, net = B.Bench("1", "made", B.pairs_table(frame, "made")), model[0]
+    bench, net = B._Bench("1", "made", B._pairs_table(frame, "made")), model[0]
     seen, forward = [], net.forward
     monkeypatch.setattr(net, "forward", lambda input_ids, **k: (seen.append(len(input_ids)), forward(input_ids=input_ids, **k))[1])
     found = B.rewardbench(net, bench, model[1], max_length=40)
@@ -165,8 +165,8 @@ def test_each_text_is_scored_once_and_long_ones_are_counted(model, tmp_path, mon
 
 
 def test_rewards_do_not_depend_on_the_batches(model):
-    bench = B.Bench("2", "made", B.lists_table(second(), "made"))
-    many, few = (B.bench_rewards(bench, *model, tokens=t)[0] for t in (10_000, 60))
+    bench = B._Bench("2", "made", B._lists_table(second(), "made"))
+    many, few = (B._bench_rewards(bench, *model, tokens=t)[0] for t in (10_000, 60))
     assert [r.shape for r in many] == [(len(c),) for c in bench.table.completions]
     np.testing.assert_allclose(np.concatenate(many), np.concatenate(few), atol=1e-6)
 
@@ -180,19 +180,19 @@ def copies(tmp_path_factory):
 
 
 def train(copies, tmp_path, **kwargs):
-    return T.run("rr", data=str(copies[0] / "pairs.jsonl"), wandb_mode="disabled", **dict(out=tmp_path / "runs", overrides=SMALL) | kwargs)
+    return T.train_once("rr", data=str(copies[0] / "pairs.jsonl"), wandb_mode="disabled", **dict(out=tmp_path / "runs", overrides=SMALL) | kwargs)
 
 
 @pytest.mark.parametrize("when, evaluations", [("", 1), (",epochs", 3)])
 def test_a_run_is_scored_and_says_so(when, evaluations, copies, tmp_path):
     result = train(copies, tmp_path, rewardbench=f"{copies[1]},{copies[2]}{when}", save_model=True)
     written = json.loads((result.folder / "metrics.json").read_text())["eval"]
-    assert written["rewardbench_v1"]["rows"] == 46 and set(written["rewardbench_v1"]["sections"]) == set(B.SECTIONS)
-    assert set(written["rewardbench_v2"]["subsets"]) == set(B.SUBSETS["2"]) and 0 <= written["accuracy"] <= 1
+    assert written["rewardbench_v1"]["rows"] == 46 and set(written["rewardbench_v1"]["sections"]) == set(B._SECTIONS)
+    assert set(written["rewardbench_v2"]["subsets"]) == set(B._SUBSETS["2"]) and 0 <= written["accuracy"] <= 1
     assert pd.read_csv(result.folder / "curve.csv").rewardbench_v2.notna().sum() == evaluations
     again = B.rewardbench(result.folder / "model", copies[2])  # the saved model, by anybody
     assert again["subsets"] == pytest.approx(written["rewardbench_v2"]["subsets"], abs=1e-6)
-    assert {"rewardbench_v1", "rewardbench_v2", "rewardbench_v2_precise_if"} <= set(T.headline(result).columns)
+    assert {"rewardbench_v1", "rewardbench_v2", "rewardbench_v2_precise_if"} <= set(T.measures_table(result).columns)
 
 
 def test_the_group_does_not_depend_on_it_and_a_finished_run_does_not_pretend(copies, tmp_path):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from responserank.rl import results
-from responserank.runs import UserError
+from responserank.settings import UserError
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_bad_tables_are_refused_with_their_lines(tmp_path, cells, message):
 def test_own_tables_are_read_and_short_cells_marked(tmp_path):
     control = results.read_control(own(tmp_path))
     assert control.runs["max"].tolist() == [2, 4, 2, 4] and set(control.runs["method"]) == {"BT", "RR"}
-    points = results.outcomes(control, "final")
+    points = results.outcome_points(control, "final")
     assert points["mean"].tolist() == [3, 3] and len(points.attrs["short"]) == 2 and "Walker2d" in points.attrs["missing"]
     with pytest.raises(UserError, match="no such table"):
         results.read_control(tmp_path / "elsewhere")
@@ -60,22 +60,22 @@ def test_the_published_summary(control):
 
 
 def test_artefacts_are_complete(control):
-    for a in results.ARTEFACTS:
+    for a in results.CONTROL_ARTEFACTS:
         points = a.points(control)
         assert len(points) and not points.attrs["missing"] and not points.attrs["short"], a.name
 
 
 def test_curves_are_interpolated_and_not_extrapolated():
-    steps, rewards = results.on_grid(np.array([4000., 24000.]), np.array([0., 20.]))
+    steps, rewards = results._interpolate_curve(np.array([4000., 24000.]), np.array([0., 20.]))
     assert steps.tolist() == [10000, 20000] and np.allclose(rewards, [6, 16])
 
 
 def test_the_middle_ignores_one_lucky_run(control):
     runs = control.runs.copy()
     where = (runs["env"] == "merge-v0") & (runs["method"] == "RR") & (runs["seed"] == 12) & (runs["noise"] == 0)
-    before = results.interquartile(control, ("max",), 200).set_index("env").loc["merge", "RR"]
+    before = results._interquartile(control, ("max",), 200).set_index("env").loc["merge", "RR"]
     runs.loc[where, "max"] = 1e6
-    after = results.interquartile(control._replace(runs=runs), ("max",), 200).set_index("env").loc["merge", "RR"]
+    after = results._interquartile(control._replace(runs=runs), ("max",), 200).set_index("env").loc["merge", "RR"]
     assert abs(after - before) < .1
 
 
@@ -103,9 +103,9 @@ def test_a_project_is_collected_into_the_published_shape(tmp_path):
                   Run(POLICY.replace("_rt1.0", "").removeprefix("RL_"), rows=[{"val_accuracy": .7}, {"val_accuracy": .8}]),
                   Run("RL_ppo_merge-v0_1_comparative_2_nfeedback_5000"), Run("notes"), Run(POLICY.replace("1789", "12"), state="failed"),
                   Run(POLICY.replace("1789", "330"), rows=[{"loss": 1.0}]), Run(POLICY, rows=rows))
-    found = results.collect_control("someone/control", project)
+    found = results._fetch_control_runs("someone/control", project)
     assert project.asked == ["someone/control"]
-    assert list(found.runs) == results.RUN_COLUMNS and list(found.reward_models) == results.MODEL_COLUMNS
+    assert list(found.runs) == results._CONTROL_COLUMNS and list(found.reward_models) == results._MODEL_COLUMNS
     run = found.runs.iloc[0]
     assert (run["env"], run["noise"], run["is_rt"], run["seed"]) == ("merge-v0", .5, True, 1789)
     assert json.loads(run["global_step_history"]) == [4096, 8192] and json.loads(run["reward_history"]) == [6.5, 7.5]
@@ -117,23 +117,23 @@ def test_a_project_is_collected_into_the_published_shape(tmp_path):
 
 
 def test_an_empty_project_gives_empty_tables():
-    found = results.collect_control("someone/control", api())
+    found = results._fetch_control_runs("someone/control", api())
     assert len(found.runs) == len(found.reward_models) == 0 and found.skipped == {}
 
 
 def test_collecting_again_replaces_and_keeps(tmp_path):
     first = api(Run(POLICY, rows=[{"global_step": 4096, "reward": 1.0}]))
-    assert results.collect_into("me/control", tmp_path, first) == [f"{tmp_path / 'runs.csv'}: 1 new, 0 replaced, 0 kept", f"{tmp_path / 'reward_models.csv'}: 0 new, 0 replaced, 0 kept"]
+    assert results.collect_control_runs("me/control", tmp_path, first) == [f"{tmp_path / 'runs.csv'}: 1 new, 0 replaced, 0 kept", f"{tmp_path / 'reward_models.csv'}: 0 new, 0 replaced, 0 kept"]
     more = api(Run(POLICY.replace("1789", "12"), rows=[{"global_step": 4096, "reward": 3.0}]), Run("notes"))
-    assert results.collect_into("me/control", tmp_path, more) == [f"{tmp_path / 'runs.csv'}: 1 new, 0 replaced, 1 kept", f"{tmp_path / 'reward_models.csv'}: 0 new, 0 replaced, 0 kept",
+    assert results.collect_control_runs("me/control", tmp_path, more) == [f"{tmp_path / 'runs.csv'}: 1 new, 0 replaced, 1 kept", f"{tmp_path / 'reward_models.csv'}: 0 new, 0 replaced, 0 kept",
                                                                  "skipped, name: 1 (notes)"]
-    assert list(pd.read_csv(tmp_path / "runs.csv")) == results.RUN_COLUMNS and results.read_control(tmp_path).runs["max"].tolist() == [3, 1]
+    assert list(pd.read_csv(tmp_path / "runs.csv")) == results._CONTROL_COLUMNS and results.read_control(tmp_path).runs["max"].tolist() == [3, 1]
     with pytest.raises(UserError, match="no finished control run.*skipped, name: 1"):
-        results.collect_into("me/control", tmp_path, api(Run("notes")))
+        results.collect_control_runs("me/control", tmp_path, api(Run("notes")))
     table = pd.read_csv(tmp_path / "runs.csv")
     table.assign(run_name="another").to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(UserError, match="has another run of the same.*collect into another folder"):
-        results.collect_into("me/control", tmp_path, first)
+        results.collect_control_runs("me/control", tmp_path, first)
     table.drop(columns="seed").to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(UserError, match="column seed is missing"):
-        results.collect_into("me/control", tmp_path, first)
+        results.collect_control_runs("me/control", tmp_path, first)

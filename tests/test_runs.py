@@ -21,30 +21,10 @@ import pandas as pd
 import pytest
 import waiting
 
-from responserank import runs
-from responserank.runs import (
-    Interrupted,
-    UserError,
-    canonical_json,
-    check_name,
-    claim_run,
-    coerce,
-    collect_runs,
-    content_hash,
-    derive_seed,
-    git_state,
-    group_name,
-    interruptible,
-    parse_overrides,
-    read_json,
-    rng,
-    run_folder,
-    run_status,
-    with_overrides,
-    write_csv,
-    write_json,
-    write_text,
-)
+from responserank import files, runs
+from responserank.runs import Interrupted, claim_run, collect_runs, group_name, interruptible, run_folder, run_status
+from responserank.settings import UserError, check_name, coerce, parse_overrides, with_overrides
+from responserank.files import canonical_json, content_hash, derive_seed, git_state, read_json, rng, write_csv, write_json, write_text
 
 fork = multiprocessing.get_context("fork")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl")
@@ -120,7 +100,7 @@ def test_unknown_name_without_a_near_one_lists_the_known():
 
 
 def test_seeds_are_the_same_in_another_process():
-    code = "from responserank.runs import derive_seed, rng; print(derive_seed(3, 'draw'), rng(3, 'draw').integers(10**9))"
+    code = "from responserank.files import derive_seed, rng; print(derive_seed(3, 'draw'), rng(3, 'draw').integers(10**9))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                          env=os.environ | {"PYTHONHASHSEED": "7"}).stdout
     assert out.split() == [str(derive_seed(3, "draw")), str(rng(3, "draw").integers(10**9))]
@@ -213,7 +193,7 @@ def test_bad_json_is_named(tmp_path, content, words):
 
 
 def test_git_state_outside_a_checkout(monkeypatch):
-    monkeypatch.setattr(runs, "_git", lambda *a: None)
+    monkeypatch.setattr(files, "_git", lambda *a: None)
     assert git_state() == {"commit": None, "dirty": None, "diff": None}
 
 
@@ -353,7 +333,7 @@ def test_heartbeat_elsewhere_expires(tmp_path):
     path = dead_claim(tmp_path, place=["elsewhere", "boot", "ns"], started="1")
     with pytest.raises(UserError, match="is being run by elsewhere"):
         claim_run(tmp_path)
-    os.utime(path, (time.time() - runs.EXPIRY - 5,) * 2)
+    os.utime(path, (time.time() - runs.EXPIRY_SECONDS - 5,) * 2)
     with claim_run(tmp_path) as claim:
         claim.finish({})
 
@@ -367,7 +347,7 @@ def test_unreadable_claim_blocks_until_it_expires(tmp_path):
 
 
 def test_heartbeat_is_refreshed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "BEAT", 0.05)
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
     claim = claim_run(tmp_path)
     os.utime(claim.path, (1, 1))
     wait_for(lambda: claim.path.stat().st_mtime > 1000, seconds=5)
@@ -442,6 +422,7 @@ def test_without_hard_links(tmp_path, monkeypatch):
 
 WORKER = """
 import sys, time
+from responserank.files import write_text
 from responserank.runs import *
 with interruptible(with_parent={with_parent}), claim_run({folder!r}, facts=dict(method="bt")) as claim:
     print("started", flush=True)
@@ -534,7 +515,7 @@ def notebook(folder, *cells):
 
 
 def test_user_error_is_the_last_line_under_papermill(tmp_path):
-    command = notebook(tmp_path, "from responserank.runs import *", "def f(): raise UserError('pairs.csv, row 3: \\n no text')\nf()")
+    command = notebook(tmp_path, "from responserank.runs import *", "from responserank.settings import UserError", "def f(): raise UserError('pairs.csv, row 3: \\n no text')\nf()")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).splitlines() if line.strip()]
     assert done.returncode != 0 and lines[-1] == "UserError: pairs.csv, row 3: no text"
@@ -542,6 +523,7 @@ def test_user_error_is_the_last_line_under_papermill(tmp_path):
 
 KERNEL = """
 import os, time
+from responserank.files import write_text
 from responserank.runs import *
 with interruptible(), claim_run({folder!r}) as claim:
     write_text({pid!r}, str(os.getpid()))

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from responserank.statistics import (bootstrap_interval, cohens_d, effect_over_joint_sd, format_number, format_p, format_points, format_share,
-                                     format_var_p, holm, interquartile_mean, mean_interval, pair, paired_comparison, paired_table, qq_points,
-                                     resample, summarise, unpaired_comparison, unpaired_from_summaries)
+                                     format_var_p, holm, interquartile_mean, mean_interval, pair_by_seed, paired_comparison, paired_table, qq_points,
+                                     resample, summarize, unpaired_comparison, unpaired_from_summaries)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_published_summaries(shared, table, by, values, sd, half):
     runs = pd.read_csv(shared / "reference" / name)
     if "run_state" in runs: runs = runs[runs.run_state == "finished"]
     theirs = pd.read_csv(shared / f"reference/{table}_summary.csv").rename(columns={"metric": "measure", "mean": "mean_published"})
-    both = summarise(runs, by, values).merge(theirs, on=[*by, "measure"], validate="1:1")
+    both = summarize(runs, by, values).merge(theirs, on=[*by, "measure"], validate="1:1")
     assert len(both) == theirs.measure.isin(values).sum() > 200
     assert (both.n == both["count"]).all() and (both.missing == 0).all()
     for ours, published in (("mean", "mean_published"), ("sd", sd), ("half_width", half)):
@@ -113,7 +113,7 @@ def test_common_seeds_are_counted(seeded):
     assert report["difference"] == pytest.approx((y - x).iloc[2:-3].mean())
     with pytest.raises(ValueError, match="no seed in common"):
         paired_comparison({1: 1.}, {2: 1.}, common=True)
-    assert pair(x, y)[2] == 0
+    assert pair_by_seed(x, y)[2] == 0
 
 
 @pytest.mark.parametrize("x, y", [([1.], [2.]), ([.1, .2, .3], [.2, .3, .4]), ([1., 1, 1], [1., 1, 1]), ([0., 0], [0., 0])])
@@ -178,12 +178,12 @@ def test_holm_over_the_pairs_of_a_measure(seeded):
 
 def test_summaries_count_what_is_missing():
     runs = pd.DataFrame(dict(m=["a", "a", "a", None], x=[1., 3., np.nan, 5.]))
-    table = summarise(runs, "m", "x")
+    table = summarize(runs, "m", "x")
     assert list(table) == ["m", "mean", "sd", "half_width", "n", "missing"] and table.m.isna().tolist() == [False, True]
     assert table.n.tolist() == [2, 1] and table.missing.tolist() == [1, 0] and table["mean"].tolist() == [2, 5]
     assert table.half_width[0] == pytest.approx(stats.sem([1, 3]) * stats.t.ppf(.975, 1)) and math.isnan(table.half_width[1])
     with pytest.raises(ValueError, match="no column y; it has m, x"):
-        summarise(runs, "m", "y")
+        summarize(runs, "m", "y")
 
 
 def test_resampling_stays_in_strata_and_is_uniform():

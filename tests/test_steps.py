@@ -11,7 +11,7 @@ import pytest
 import test_rewardbench
 import torch
 
-from responserank.llm import steps as S
+from responserank.llm import optimizer_step as S
 from responserank.llm import trainer as T
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
@@ -64,10 +64,10 @@ def test_dropout_is_the_same_in_both_passes(monkeypatch):
         return loss.detach()
 
     with monkeypatch.context() as m:
-        m.setattr(S, "step_in_parts", one_graph)
+        m.setattr(S, "_step_in_parts", one_graph)
         whole = P.step(rows, settings)
     assert apart(ours["gradient"], whole["gradient"]) < 1e-9 and ours["loss"] == pytest.approx(whole["loss"])
-    monkeypatch.setattr(S, "replay", lambda state: contextlib.nullcontext())
+    monkeypatch.setattr(S, "_replay_random_state", lambda state: contextlib.nullcontext())
     assert apart(P.step(rows, settings)["gradient"], whole["gradient"]) > 0.01
 
 
@@ -87,9 +87,9 @@ def test_mixed_precision_reaches_every_weight():
 
 
 def test_more_processes_than_micro_batches_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(S, "process", lambda: (0, 8))
+    monkeypatch.setattr(S, "distributed_rank", lambda: (0, 8))
     with pytest.raises(T.UserError, match="gradient_accumulation_steps"):
-        S.training_arguments(T.resolve("bt", overrides="batch_size=16 gradient_accumulation_steps=4"), tmp_path, 0)
+        S.training_arguments(T.resolve_settings("bt", overrides="batch_size=16 gradient_accumulation_steps=4"), tmp_path, 0)
 
 
 SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 batch_size=8 "
@@ -104,7 +104,7 @@ def test_a_run_on_two_processes_is_the_run_on_one(pairs, tmp_path, start):
                       "--wandb-mode", "disabled", "--save-model", "--overrides", SMALL + "step", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("accuracy") == 1  # the first process alone prints
-    one, two = T.train("rr", out=tmp_path / "one", **common), T.run("rr", out=tmp_path / "two", save_model=True, **common)
+    one, two = T.train("rr", out=tmp_path / "one", **common), T.train_once("rr", out=tmp_path / "two", save_model=True, **common)
     assert two.metrics["train"]["processes"] == 2 and two.metrics["group"] == one.metrics["group"]
     np.testing.assert_allclose(two.curve.loss, one.curve.loss, rtol=1e-4)
     np.testing.assert_allclose(two.predictions.predicted_diff, one.predictions.predicted_diff, atol=1e-4)
@@ -118,13 +118,13 @@ MISHAPS = """
 import os, sys
 from responserank.llm import trainer as T
 data, taken, out, overrides = sys.argv[1:]
-try: T.run("rr", data=data, out=taken, wandb_mode="disabled", overrides=overrides)
+try: T.train_once("rr", data=data, out=taken, wandb_mode="disabled", overrides=overrides)
 except T.UserError as e: print("refused:", e, flush=True)
 if os.environ["RANK"] == "1":
     class Broken(T.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs): raise MemoryError("no memory on the second device")
-    T.SaveAfterEvaluating = Broken
-T.run("rr", data=data, out=out, wandb_mode="disabled", overrides=overrides)
+    T._SaveAfterEvaluating = Broken
+T.train_once("rr", data=data, out=out, wandb_mode="disabled", overrides=overrides)
 """
 
 
@@ -132,7 +132,7 @@ def test_processes_stop_together(pairs, tmp_path):
     """A run somebody else is at is refused to every process; a process that fails ends them all."""
     script = tmp_path / "mishaps.py"
     script.write_text(MISHAPS)
-    dry = T.run("rr", data=str(pairs), out=tmp_path / "taken", wandb_mode="disabled", overrides=SMALL + "step", dry_run=True)
+    dry = T.train_once("rr", data=str(pairs), out=tmp_path / "taken", wandb_mode="disabled", overrides=SMALL + "step", dry_run=True)
     with T.claim_run(dry.folder):
         done = run_on_two(script, pairs, tmp_path / "taken", tmp_path / "runs", SMALL + "step", timeout=120, cwd=tmp_path)
     assert done.stdout.count("refused:") == done.stdout.count("is being run by") == 2, done.stdout

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from responserank.rankings import arrange
-from responserank.strata import (concordance, deal, deal_rankings, drop_ranks, inversions, length_buckets, line_up, rankings, shuffle_ranks,
+from responserank.strata import (concordance, deal, deal_rankings, drop_ranks, inversions, length_buckets, order_within_strata, make_rankings, shuffle_ranks,
                                  shuffle_within, stratify)
 
-SETTINGS = dict(drop_rank_fraction=0, keep_category=None, strata="global", length_buckets=None, split="round_robin", ranking_size=2,
+SETTINGS = dict(drop_rank_fraction=0, keep_category=None, strata="global", length_buckets=None, dealing="round_robin", ranking_size=2,
                 allow_ties=False, cap=None, rank_noise=0)
 
 
@@ -52,8 +52,8 @@ def test_vectors(shared):
     for v in json.loads((shared / "reference/vectors.json").read_text())["round_robin"]:
         ids = deal(v["ranks"], v["target_size"])
         assert members(ids, v["ranks"]) == v["rankings"]
-        assert (rankings(v["ranks"], size=v["target_size"], allow_ties=True) == ids).all()
-        for tied in members(rankings(v["ranks"], size=v["target_size"]), v["ranks"]): assert len({v["ranks"][i] for i in tied}) == len(tied)
+        assert (make_rankings(v["ranks"], size=v["target_size"], allow_ties=True) == ids).all()
+        for tied in members(make_rankings(v["ranks"], size=v["target_size"]), v["ranks"]): assert len({v["ranks"][i] for i in tied}) == len(tied)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -61,7 +61,7 @@ def test_vectors(shared):
 def test_rankings_equal_a_plain_loop(seed, size):
     rank, stratum, _ = problem(seed)
     for allow_ties, cap in itertools.product((False, True), (None, 1, 4)):
-        ids = rankings(rank, stratum, size, allow_ties=allow_ties, cap=cap)
+        ids = make_rankings(rank, stratum, size, allow_ties=allow_ties, cap=cap)
         assert sorted(set(ids)) == list(range(ids.max() + 1))
         assert sorted(map(sorted, members(ids, rank))) == plain_rankings(rank.tolist(), stratum.tolist(), size, allow_ties, cap)
 
@@ -70,51 +70,51 @@ def test_rankings_equal_a_plain_loop(seed, size):
 def test_redealing_keeps_sizes_strata_and_ties_apart(seed):
     rank, stratum, _ = problem(seed, 300)
     for size in ("auto", 2, 5):
-        once, again = rankings(rank, stratum, size), rankings(rank, stratum, size, redeal=True, seed=seed)
+        once, again = make_rankings(rank, stratum, size), make_rankings(rank, stratum, size, redeal=True, seed=seed)
         assert sorted(np.bincount(once)) == sorted(np.bincount(again))
         known = ~np.isnan(rank)
         assert (pd.Series(stratum)[known].groupby(again[known]).nunique() == 1).all()
         arrange(rank, again)                                    # raises on a tie
-        assert (again == rankings(rank, stratum, size, redeal=True, seed=seed)).all()
-    loose = rankings(rank, stratum, 5, allow_ties=True, redeal=True, seed=seed)
-    assert sorted(np.bincount(loose)) == sorted(np.bincount(rankings(rank, stratum, 5, allow_ties=True)))
+        assert (again == make_rankings(rank, stratum, size, redeal=True, seed=seed)).all()
+    loose = make_rankings(rank, stratum, 5, allow_ties=True, redeal=True, seed=seed)
+    assert sorted(np.bincount(loose)) == sorted(np.bincount(make_rankings(rank, stratum, 5, allow_ties=True)))
 
 
 def test_near_ties_follow_the_rule_of_the_loss():
     rng = np.random.default_rng(0)
     for scale in (1e-6, 1., 1e12):
         rank = scale * (rng.integers(0, 9, 200) / 3 * (1 + rng.choice([0, 4e-10], 200)))
-        for size in ("auto", 2, 9): arrange(rank, rankings(rank, size=size))
+        for size in ("auto", 2, 9): arrange(rank, make_rankings(rank, size=size))
     assert deal([1., 1. + 5e-10]).tolist() == [0, 1] and deal([1., 1. + 5e-9]).tolist() == [0, 0]
     assert deal([1., 1. + 5e-9], tol=1e-8).tolist() == [0, 1]
 
 
 def test_random_rankings_ignore_strata_and_keep_the_unranked_alone():
     rank, stratum, _ = problem(0)
-    ids = rankings(rank, stratum, 4, "random", seed=3)
+    ids = make_rankings(rank, stratum, 4, "random", seed=3)
     size = np.bincount(ids)
     assert (size[ids[np.isnan(rank)]] == 1).all() and (size == 4).sum() == (~np.isnan(rank)).sum() // 4
     assert any(len(set(stratum[ids == i])) > 1 for i in set(ids))
-    assert (ids == rankings(rank, stratum, 4, "random", seed=3)).all() and (ids != rankings(rank, stratum, 4, "random", seed=4)).any()
-    assert rankings(rank, stratum, "all", "random").max() == np.isnan(rank).sum()
-    assert np.bincount(rankings(rank, None, "all", "random", cap=5)).max() == 5
+    assert (ids == make_rankings(rank, stratum, 4, "random", seed=3)).all() and (ids != make_rankings(rank, stratum, 4, "random", seed=4)).any()
+    assert make_rankings(rank, stratum, "all", "random").max() == np.isnan(rank).sum()
+    assert np.bincount(make_rankings(rank, None, "all", "random", cap=5)).max() == 5
 
 
 def test_a_missing_stratum_makes_a_singleton():
-    assert rankings([1, 2, 3, 4], ["a", None, "a", float("nan")], 2).tolist() == [0, 1, 0, 2]
+    assert make_rankings([1, 2, 3, 4], ["a", None, "a", float("nan")], 2).tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize("form", [list, np.array, pd.Series, torch.tensor, tuple])
 def test_any_column_will_do(form):
     assert deal(form([3., 1., 2.]), 2).tolist() == [0, 0, 1]
-    assert rankings(form([3., 1., 2.]), form([7, 7, 8]), 2).tolist() == [0, 0, 1]
+    assert make_rankings(form([3., 1., 2.]), form([7, 7, 8]), 2).tolist() == [0, 0, 1]
     assert float(concordance(form([3., 1., 2.]), form([6, 2, 4]))) == 1
     assert length_buckets(form([1, 5, 9, 13]), 2).tolist() == [0, 0, 1, 1]
 
 
 def test_empty_and_unranked_tables():
-    assert len(deal([])) == 0 and len(rankings([], [])) == 0 and math.isnan(concordance([], []).share)
-    assert rankings([np.nan, np.nan]).tolist() == [0, 1]
+    assert len(deal([])) == 0 and len(make_rankings([], [])) == 0 and math.isnan(concordance([], []).share)
+    assert make_rankings([np.nan, np.nan]).tolist() == [0, 1]
     for rank in ([], [np.nan] * 3):
         table = pd.DataFrame({"rank": np.array(rank, float), "annotator": [""] * len(rank)})
         for step in (drop_ranks, stratify, deal_rankings, shuffle_ranks): table, _ = step(table, settings(), np.random.default_rng(0))
@@ -153,7 +153,7 @@ def test_partial_shuffle_picks_half_to_even(noise, picked):
 
 def test_random_ranks_have_no_ties():
     rank, ids, rng = problem(1)
-    ids = rankings(rank, None, 4, "random", seed=0)
+    ids = make_rankings(rank, None, 4, "random", seed=0)
     arrange(shuffle_within(rank, ids, "random", rng), ids)
     with pytest.raises(ValueError, match="tied"): arrange(rank, ids)
     first = [shuffle_within([7., 7., 7.], [0, 0, 0], "random", np.random.default_rng(s)).argmin() for s in range(600)]
@@ -199,9 +199,9 @@ def test_reports_say_what_gave_way():
 
 BAD = {
     "size 0": (lambda: deal([1, 2], 0), "whole number from 1"), "size word": (lambda: deal([1, 2], "big"), "'auto' or 'all', not 'big'"),
-    "size 2.5": (lambda: rankings([1, 2], size=2.5), "whole number"), "cap 0": (lambda: rankings([1, 2], cap=0), "cap must be"),
-    "how": (lambda: rankings([1, 2], how="cards"), "'round_robin' or 'random', not 'cards'"), "random auto": (lambda: rankings([1, 2], how="random"), "need a size"),
-    "strata too few": (lambda: rankings([1, 2], ["a"]), "stratum has 1 entries for 2"), "rank words": (lambda: deal(["quick"]), "rank must be a column of numbers"),
+    "size 2.5": (lambda: make_rankings([1, 2], size=2.5), "whole number"), "cap 0": (lambda: make_rankings([1, 2], cap=0), "cap must be"),
+    "how": (lambda: make_rankings([1, 2], how="cards"), "'round_robin' or 'random', not 'cards'"), "random auto": (lambda: make_rankings([1, 2], how="random"), "need a size"),
+    "strata too few": (lambda: make_rankings([1, 2], ["a"]), "stratum has 1 entries for 2"), "rank words": (lambda: deal(["quick"]), "rank must be a column of numbers"),
     "rank matrix": (lambda: deal([[1, 2], [3, 4]]), "one column of numbers"), "lengths differ": (lambda: concordance([1, 2], [1]), "same comparisons"),
     "noise 2": (lambda: shuffle_within([1], [0], 2, None), "between 0 and 1"), "noise word": (lambda: shuffle_within([1], [0], "much", None), "not 'much'"),
     "buckets 0": (lambda: length_buckets([1], 0), "whole number from 1"), "length NaN": (lambda: length_buckets([1, np.nan], 2), "NaN) for comparison 1"),
@@ -230,5 +230,5 @@ def test_ten_thousand_rows_are_quick():
 
 
 def test_line_up_numbers_places():
-    line = line_up(np.array([2., np.nan, 1., 1.]), np.array([0, 0, 0, 1]))
+    line = order_within_strata(np.array([2., np.nan, 1., 1.]), np.array([0, 0, 0, 1]))
     assert line.order.tolist() == [2, 0, 1, 3] and line.place.tolist() == [0, 1, 2, 0] and line.widest_tie.tolist() == [1, 1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from responserank.rankings import bradley_terry_loss, preference_loss
-from responserank.strength_losses import (LOSSES, davidson_loss, expected_time, loss_terms, margin_loss, ordinal_loss, orthogonal_loss, regression_loss,
+from responserank.strength_losses import (STRENGTH_LOSSES, davidson_loss, expected_time, loss_terms, margin_loss, ordinal_loss, orthogonal_loss, regression_loss,
                                           scaled_loss, strength_categories, strength_from_rank, symmetric_thresholds)
 
 
@@ -19,29 +19,29 @@ def batch(n, dtype=torch.float32):
 def extra(row, b): return row.extra(b) if row.extra else None
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", STRENGTH_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_far_out(name, dtype):
     b = batch(6, dtype)
     d = torch.tensor([1e3, -1e3, 30, -30, 0, 1], dtype=dtype, requires_grad=True)
-    terms = loss_terms(name, d, b, extra(LOSSES[name], b))
+    terms = loss_terms(name, d, b, extra(STRENGTH_LOSSES[name], b))
     terms.sum().backward()
     assert terms.dtype == dtype and terms.isfinite().all() and d.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", STRENGTH_LOSSES)
 def test_models_do_not_mix(name):
     b, d = batch(12), torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
-    together = loss_terms(name, d, b, extra(LOSSES[name], b))
-    alone = torch.stack([loss_terms(name, x, b, extra(LOSSES[name], b)) for x in d])
+    together = loss_terms(name, d, b, extra(STRENGTH_LOSSES[name], b))
+    alone = torch.stack([loss_terms(name, x, b, extra(STRENGTH_LOSSES[name], b)) for x in d])
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", STRENGTH_LOSSES)
 def test_gradients(name):
     b = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch(8).items()}
     d = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    own = [extra(LOSSES[name], b).double().requires_grad_()] if LOSSES[name].extra else []
+    own = [extra(STRENGTH_LOSSES[name], b).double().requires_grad_()] if STRENGTH_LOSSES[name].extra else []
     assert torch.autograd.gradcheck(lambda x, *e: loss_terms(name, x, b, *e), (d, *own))
 
 
@@ -68,11 +68,11 @@ def test_probabilities_sum_to_one():
     torch.testing.assert_close(sum((-p).exp() for p in parts), torch.ones(9, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if LOSSES[n].reads])
+@pytest.mark.parametrize("name", [n for n in STRENGTH_LOSSES if STRENGTH_LOSSES[n].reads])
 def test_broadcasting_trap(name):
     b = batch(8)
     with pytest.raises(ValueError, match="does not fit differences of shape"):
-        loss_terms(name, torch.zeros(8, 1), b, extra(LOSSES[name], b))
+        loss_terms(name, torch.zeros(8, 1), b, extra(STRENGTH_LOSSES[name], b))
 
 
 BAD = [

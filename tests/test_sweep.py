@@ -7,32 +7,22 @@ import pytest
 from click.testing import CliRunner
 
 from responserank.cli import main
-from responserank.llm.methods import resolve
-from responserank.llm.results import read_runs
-from responserank.llm.sweep import (
-    PUBLISHED_COLUMNS,
-    RUN_COLUMNS,
-    collect,
-    data_name,
-    grid,
-    in_words,
-    override_text,
-    read_fractions,
-    read_methods,
-    read_seeds,
-    score_columns,
-    standing,
-    status_lines,
-    time_left,
-)
-from responserank.runs import UserError, claim_run, group_name, run_folder, run_status, write_json, write_text
+from responserank.llm.methods import resolve_settings
+from responserank.llm.results import read_llm_runs
+from responserank.llm.collect import _PUBLISHED_COLUMNS
+from responserank.llm.sweep import (data_name, sweep_grid, _format_duration, read_fractions, read_methods, read_seeds, status_table,
+                                    status_lines, _time_left)
+from responserank.llm.collect import _RUN_COLUMNS, collect, _override_text, _score_columns
+from responserank.settings import UserError
+from responserank.runs import claim_run, group_name, run_folder, run_status
+from responserank.files import write_json, write_text
 
 
 def command(*words): return CliRunner().invoke(main, [str(w) for w in words])
 
 
 def facts_of(method="bt", seed=0, fraction=.3, overrides="", data="simulated", **more):
-    settings = resolve(method, "tiny", overrides).identity()
+    settings = resolve_settings(method, "tiny", overrides).record()
     return dict(method=method, preset="tiny", data=data, fraction=fraction, seed=seed, settings=settings,
                 group=group_name(method, settings, "tiny", data)) | more
 
@@ -62,12 +52,12 @@ def test_bad_parts_of_a_grid(read, text, says):
     (dict(preset="tinny"), "tiny"), (dict(overrides="epoch=2"), "epochs"), (dict(overrides=["", "rank_weight=1"]), "twice"),
     (dict(methods="bt,rr_agre"), "rr_agree"), (dict(data="no/such/file.jsonl"), "no/such/file.jsonl")])
 def test_a_bad_grid_is_refused_as_a_whole(changes, says):
-    with pytest.raises(UserError) as e: grid(**dict(methods="bt", seeds="0") | changes)
+    with pytest.raises(UserError) as e: sweep_grid(**dict(methods="bt", seeds="0") | changes)
     assert says in str(e.value)
 
 
 def test_a_grid_goes_seed_by_seed_and_repeats_nothing():
-    table = grid("bt,rr_agree,bt", "1,0.1,1.0", "3,0-1,1")
+    table = sweep_grid("bt,rr_agree,bt", "1,0.1,1.0", "3,0-1,1")
     assert list(table.seed) == [3] * 4 + [0] * 4 + [1] * 4 and not table.run.duplicated().any()
 
 
@@ -90,22 +80,22 @@ def test_status_changes_nothing_and_names_what_is_broken(tmp_path):
 
 def test_time_left():
     table = pd.DataFrame(dict(status=["finished", "running", "running", "waiting", "waiting"], seconds=[10., None, None, None, None], left=[None, 4., None, None, None]))
-    assert time_left(table) == (4 + 10 + 10 + 10) / 2
-    assert time_left(table[:3]) == 10
-    assert pd.isna(time_left(table[table.status == "waiting"]))
-    assert [in_words(s) for s in (48, 720, 11100, 2 * 86400 + 3 * 3600 + 9, float("nan"))] == ["48 s", "12 min", "3 h 05 min", "2 d 3 h", ""]
+    assert _time_left(table) == (4 + 10 + 10 + 10) / 2
+    assert _time_left(table[:3]) == 10
+    assert pd.isna(_time_left(table[table.status == "waiting"]))
+    assert [_format_duration(s) for s in (48, 720, 11100, 2 * 86400 + 3 * 3600 + 9, float("nan"))] == ["48 s", "12 min", "3 h 05 min", "2 d 3 h", ""]
 
 
 @pytest.mark.parametrize("noted", ["", "{", json.dumps(dict(doing="training", done=0, total=5, seconds=1))])
 def test_progress_that_says_nothing(tmp_path, noted):
     with claim_run(run_folder(tmp_path, "bt-00000000", 1, 0), facts=facts_of()) as claim:
         write_text(claim.folder / "progress.json", noted)
-        assert "1 running" in "\n".join(status_lines(standing(tmp_path)))
+        assert "1 running" in "\n".join(status_lines(status_table(tmp_path)))
         claim.finish({})
 
 
 def test_no_runs(tmp_path):
-    assert status_lines(standing(tmp_path)) == ["no runs"]
+    assert status_lines(status_table(tmp_path)) == ["no runs"]
     assert command("status", "--runs", tmp_path / "absent").exit_code == 2
 
 
@@ -113,7 +103,7 @@ def test_no_runs(tmp_path):
 
 def test_the_published_columns_come_first(root):
     published = root / "results/published/llm_runs.csv.gz"
-    assert PUBLISHED_COLUMNS == list(pd.read_csv(published, nrows=0)) == RUN_COLUMNS[:len(PUBLISHED_COLUMNS)]
+    assert _PUBLISHED_COLUMNS == list(pd.read_csv(published, nrows=0)) == _RUN_COLUMNS[:len(_PUBLISHED_COLUMNS)]
 
 
 def test_collect_twice_gives_the_same_bytes_and_readers_take_it(tmp_path):
@@ -124,7 +114,7 @@ def test_collect_twice_gives_the_same_bytes_and_readers_take_it(tmp_path):
     done = command("collect", "--runs", tmp_path / "runs", "--out", out)
     assert out.read_bytes() == first and "0 new" in done.stdout and done.stderr == ""
     rows = pd.read_csv(out)
-    assert list(rows) == RUN_COLUMNS and list(rows.multipref_accuracy) == [.1 + .2, 1 / 3]
+    assert list(rows) == _RUN_COLUMNS and list(rows.multipref_accuracy) == [.1 + .2, 1 / 3]
 
 
 def test_collect_names_what_it_leaves_out(tmp_path):
@@ -208,14 +198,14 @@ def test_a_dead_worker_is_an_interrupted_run(tmp_path):
     ("rr_agree", "rank_weight=0.25"), ("bt", "epochs=2"), ("rr", "cap=none ranking_size=all"), ("rr_agree", "rank_noise=random ties=breslow"),
     ("bt", "learning_rate=1.5e-05 model='a b' bf16=true hidden_size=128 num_heads=8")])
 def test_overrides_can_be_given_again(method, overrides):
-    text = override_text(facts_of(method, overrides=overrides) | dict(settings=resolve(method, "tiny", overrides).identity()))
-    assert resolve(method, "tiny", text) == resolve(method, "tiny", overrides)
+    text = _override_text(facts_of(method, overrides=overrides) | dict(settings=resolve_settings(method, "tiny", overrides).record()))
+    assert resolve_settings(method, "tiny", text) == resolve_settings(method, "tiny", overrides)
     assert len(text.split("=")) == len(overrides.split("="))
 
 
 def test_scores_are_named_as_published():
     scores = dict(accuracy=.7, rewardbench_v1=.6, rewardbench_v2={"overall": .5, "Precise IF": .4, "ties": .3, "items": {"n": 3}})
-    assert score_columns(scores) == dict(multipref_accuracy=.7, rewardbench_v1=.6, rewardbench_v2=.5, rewardbench_v2_precise_if=.4, rewardbench_v2_ties=.3)
+    assert _score_columns(scores) == dict(multipref_accuracy=.7, rewardbench_v1=.6, rewardbench_v2=.5, rewardbench_v2_precise_if=.4, rewardbench_v2_ties=.3)
 
 
 def test_data_names(tmp_path):
@@ -261,4 +251,4 @@ def test_a_project_that_cannot_be_read(path, says):
 def test_a_collected_table_is_read_by_the_results_chapter(tmp_path):
     put_run(tmp_path / "runs"), put_run(tmp_path / "runs", seed=1, status="failed")
     collect(tmp_path / "runs", tmp_path / "runs.csv")
-    assert len(read_runs(tmp_path / "runs.csv", ["multipref_accuracy"], ["preset", "data"])) == 1
+    assert len(read_llm_runs(tmp_path / "runs.csv", ["multipref_accuracy"], ["preset", "data"])) == 1

@@ -4,9 +4,9 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from responserank.runs import UserError
-from responserank.synthetic.data import (DATASETS, HALF, ITEMS, NOISE, OVERSHOOT, REACTION, STEP, UTILITIES, World, confusion, euler_walk, exact_passage,
-                                         first_passage_cdf, kendall_tau, make_trials, random_network, scaled, trial_table, world)
+from responserank.settings import UserError
+from responserank.synthetic.data import (DATASETS, _HALF, _ITEMS, _NOISE, _OVERSHOOT, _REACTION, _STEP, _UTILITIES, TrialSettings, confusion, _euler_walk, _exact_passage,
+                                         _first_passage_cdf, kendall_tau, make_trials, _random_network, _unit_scale, _trial_table, trial_settings)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -31,14 +31,14 @@ def test_shapes_and_scale():
 
 
 def test_gaussian_items_and_first_feature():
-    t = make_trials("deterministic_all", range(20), world=World(items="gaussian", utility="first_feature"))
+    t = make_trials("deterministic_all", range(20), settings=TrialSettings(items="gaussian", utility="first_feature"))
     assert stats.kstest(t.items[..., 1].ravel(), "norm").pvalue > 1e-3
     assert np.allclose(t.utility, t.items[..., 0] / t.items[..., 0].reshape(20, -1).std(-1)[:, None, None])
 
 
 def test_network_is_the_formula():
     rng, x = np.random.default_rng(0), np.random.default_rng(1).random((1, 7, 20))
-    net = random_network(x, [np.random.default_rng(0)])
+    net = _random_network(x, [np.random.default_rng(0)])
     h = x[0]
     for fan_in, fan_out in ((20, 64), (64, 64), (64, 1)):
         wb = rng.uniform(-1, 1, (fan_in + 1, fan_out)) / fan_in**.5
@@ -49,7 +49,7 @@ def test_network_is_the_formula():
 
 @pytest.mark.parametrize("variability", [0, 1, 3])
 def test_clocks(variability):
-    t = make_trials("deterministic_all", range(200), world=world("deterministic_all", variability=variability))
+    t = make_trials("deterministic_all", range(200), settings=trial_settings("deterministic_all", variability=variability))
     ratio = t.time / (10 / (np.abs(t.diff) + 1))
     clock = np.array([[r[s == k].mean() for k in range(5)] for r, s in zip(ratio, t.stratum)])
     assert np.allclose(ratio, np.take_along_axis(clock, t.stratum, -1))  # one clock for training and test rows of a stratum
@@ -71,38 +71,38 @@ def test_stochastic_moments_in_each_range_of_strength():
 @pytest.mark.parametrize("drift", [0., .5, 1.5, 3.])
 def test_walk_agrees_with_the_exact_sampler_once_the_boundaries_are_moved(drift):
     n = 20_000
-    upper, steps = euler_walk(np.full(n, drift), np.random.default_rng(1), block=2**20)
-    _, exact = exact_passage(np.full(n, drift), np.random.default_rng(2), HALF + OVERSHOOT)
-    jittered = (steps + np.random.default_rng(3).uniform(-.5, .5, n)) * STEP  # off the grid
+    upper, steps = _euler_walk(np.full(n, drift), np.random.default_rng(1), block=2**20)
+    _, exact = _exact_passage(np.full(n, drift), np.random.default_rng(2), _HALF + _OVERSHOOT)
+    jittered = (steps + np.random.default_rng(3).uniform(-.5, .5, n)) * _STEP  # off the grid
     assert stats.ks_2samp(jittered, exact).pvalue > 1e-3
-    p = expit(2 * drift * (HALF + OVERSHOOT) / NOISE**2)
+    p = expit(2 * drift * (_HALF + _OVERSHOOT) / _NOISE**2)
     assert abs(upper.mean() - p) < 4 * np.sqrt(max(p * (1 - p), 1e-4) / n)
 
 
 def test_without_the_correction_the_walk_is_seen_to_be_late():
-    _, steps = euler_walk(np.full(60_000, 1.), np.random.default_rng(1), block=2**20)
-    _, exact = exact_passage(np.full(60_000, 1.), np.random.default_rng(2))
-    assert steps.mean() * STEP > exact.mean() and stats.ks_2samp(steps * STEP, exact).pvalue < 1e-3
+    _, steps = _euler_walk(np.full(60_000, 1.), np.random.default_rng(1), block=2**20)
+    _, exact = _exact_passage(np.full(60_000, 1.), np.random.default_rng(2))
+    assert steps.mean() * _STEP > exact.mean() and stats.ks_2samp(steps * _STEP, exact).pvalue < 1e-3
 
 
 def test_exact_passage_choice_and_time_are_independent_and_cover_extremes():
-    upper, t = exact_passage(np.full(40_000, .6), np.random.default_rng(0))
+    upper, t = _exact_passage(np.full(40_000, .6), np.random.default_rng(0))
     assert stats.ks_2samp(t[upper], t[~upper]).pvalue > 1e-3
-    _, t = exact_passage(np.array([-40., 0., 40.]), np.random.default_rng(0))
-    assert np.isfinite(t).all() and abs(t[0] - HALF / 40) < .01
-    assert (np.diff(first_passage_cdf(np.linspace(.01, 20, 2000), np.full(2000, 2.))) >= -1e-12).all()
+    _, t = _exact_passage(np.array([-40., 0., 40.]), np.random.default_rng(0))
+    assert np.isfinite(t).all() and abs(t[0] - _HALF / 40) < .01
+    assert (np.diff(_first_passage_cdf(np.linspace(.01, 20, 2000), np.full(2000, 2.))) >= -1e-12).all()
 
 
 def test_drift_is_scaled_by_the_population_sd_and_time_has_a_reaction():
     t = make_trials("drift_diffusion_no_variability", range(4))
-    assert t.time.min() > REACTION
-    ticks = (t.time - REACTION) / STEP
+    assert t.time.min() > _REACTION
+    ticks = (t.time - _REACTION) / _STEP
     assert np.allclose(ticks, ticks.round(), atol=1e-6)  # the walk's grid
-    assert abs((t.first == (t.diff > 0)).mean() - expit(2 * np.abs(t.diff / t.diff.std(-1, keepdims=True)) * HALF / NOISE**2).mean()) < .04
+    assert abs((t.first == (t.diff > 0)).mean() - expit(2 * np.abs(t.diff / t.diff.std(-1, keepdims=True)) * _HALF / _NOISE**2).mean()) < .04
 
 
 def test_exact_walk_option():
-    a, b = (make_trials("drift_diffusion_no_variability", range(30), world=world("drift_diffusion_no_variability", walk=w)) for w in ("euler", "exact"))
+    a, b = (make_trials("drift_diffusion_no_variability", range(30), settings=trial_settings("drift_diffusion_no_variability", walk=w)) for w in ("euler", "exact"))
     assert (a.items == b.items).all() and stats.ks_2samp(a.time.ravel(), b.time.ravel()).pvalue > 1e-3
 
 
@@ -115,19 +115,19 @@ def test_kendall_against_scipy_and_confusion():
 
 
 def test_coarse_clock_and_table():
-    t = make_trials("deterministic_all", [0], world=world("deterministic_all", resolution=.5))
+    t = make_trials("deterministic_all", [0], settings=trial_settings("deterministic_all", resolution=.5))
     assert np.allclose(t.time % .5, 0) and t.time.min() >= .5
-    assert list(trial_table(t)) == ["choice", "response_time", "rank", "stratum", "true_diff"] and len(trial_table(t)) == 250
+    assert list(_trial_table(t)) == ["choice", "response_time", "rank", "stratum", "true_diff"] and len(_trial_table(t)) == 250
 
 
 @pytest.mark.parametrize("build, says", [
-    (lambda: world("deterministic"), "unknown data set 'deterministic'; did you mean deterministic_all"),
-    (lambda: World(variability=-1), "variability must be at least 0"),
-    (lambda: World(strata=0), "strata must be at least 1"),
-    (lambda: World(choice_noise=0), "choice_noise must be above 0"),
-    (lambda: make_trials("stochastic", [0], world=World(items="poisson")), "unknown item generator 'poisson'"),
-    (lambda: make_trials("stochastic", [0], world=World(utility="linear")), "unknown utility 'linear'"),
-    (lambda: make_trials("drift_diffusion", [0], world=world("drift_diffusion", walk="random")), "unknown walk 'random'"),
+    (lambda: trial_settings("deterministic"), "unknown data set 'deterministic'; did you mean deterministic_all"),
+    (lambda: TrialSettings(variability=-1), "variability must be at least 0"),
+    (lambda: TrialSettings(strata=0), "strata must be at least 1"),
+    (lambda: TrialSettings(choice_noise=0), "choice_noise must be above 0"),
+    (lambda: make_trials("stochastic", [0], settings=TrialSettings(items="poisson")), "unknown item generator 'poisson'"),
+    (lambda: make_trials("stochastic", [0], settings=TrialSettings(utility="linear")), "unknown utility 'linear'"),
+    (lambda: make_trials("drift_diffusion", [0], settings=trial_settings("drift_diffusion", walk="random")), "unknown walk 'random'"),
 ])
 def test_bad_settings_are_refused(build, says):
     with pytest.raises(UserError) as e: build()
@@ -135,5 +135,5 @@ def test_bad_settings_are_refused(build, says):
 
 
 def test_registries():
-    assert set(ITEMS) == {"uniform", "gaussian"} and set(UTILITIES) == {"network", "first_feature"}
-    assert np.allclose(scaled(np.array([[1., 3.]])).std(), 1)
+    assert set(_ITEMS) == {"uniform", "gaussian"} and set(_UTILITIES) == {"network", "first_feature"}
+    assert np.allclose(_unit_scale(np.array([[1., 3.]])).std(), 1)

@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 import torch
 
-from responserank.runs import UserError
-from responserank.synthetic.data import DATASETS, World, make_trials
-from responserank.synthetic.learners import (LEARNERS, LONG, Learner, Lessons, Training, both_ways, design, differences, fit, fit_chunk, fit_many, fit_plain,
-                                             fit_rngs, in_company, initial_weights, learner_loss, lessons, loss_slopes, one_thread, to_network,
-                                             training_rows)
+from responserank.settings import UserError
+from responserank.synthetic.data import DATASETS, TrialSettings, make_trials
+from responserank.synthetic.learners import (LEARNERS, _SCAN_FROM, Learner, TrainingSet, TrainingSettings, _compare_precisions, design_matrix, predict_differences, fit_network, fit_chunk, fit_many, fit_one_by_one,
+                                             fit_rngs, has_ranking_mate, initial_weights, _learner_loss, make_training_set, loss_slopes, _one_thread, _to_network,
+                                             rows_at_size)
 
 
 @pytest.fixture(autouse=True)
 def single_thread():
-    with one_thread(): yield
+    with _one_thread(): yield
 
 
 def generators(dataset, trials, size=1.0, keys=LEARNERS, seed=42): return {k: fit_rngs(dataset, trials, k, size, seed) for k in keys}
@@ -24,8 +24,8 @@ def generators(dataset, trials, size=1.0, keys=LEARNERS, seed=42): return {k: fi
 
 def one_lesson(key="bt", dataset="stochastic", n=30, trial=0):
     rngs = fit_rngs(dataset, [trial], key, 1.0, 42)
-    taught = lessons(make_trials(dataset, [trial]), n, LEARNERS[key], rngs)
-    return Lessons(*(x[0] for x in taught)), torch.tensor(initial_weights(rngs, 20, 64))[0]
+    training_sets = make_training_set(make_trials(dataset, [trial]), n, LEARNERS[key], rngs)
+    return TrainingSet(*(x[0] for x in training_sets)), torch.tensor(initial_weights(rngs, 20, 64))[0]
 
 
 # The settings, against a fit written out by hand: AdamW from its paper, gradients from autograd, bookkeeping as specified.
@@ -56,10 +56,10 @@ def bt_by_hand(items):
 @pytest.mark.parametrize("how", ["plain", "ensemble"])
 @pytest.mark.parametrize("spec", [dict(), dict(lr=2e-3), dict(decay=0.), dict(decay=.1), dict(steps=199), dict(steps=201)])
 def test_the_defaults_are_200_steps_of_adamw_at_1e3_with_decay_001(how, spec):
-    lesson, block = one_lesson()
-    net = to_network(block, 20)
-    wanted = adamw_by_hand(net, bt_by_hand(lesson.items), **dict(dict(steps=200, lr=1e-3, decay=.01, keep_best=True), **spec))
-    if how == "plain": got = [p.detach() for p in fit(to_network(block, 20), LEARNERS["bt"], lesson).parameters()]
+    examples, block = one_lesson()
+    net = _to_network(block, 20)
+    wanted = adamw_by_hand(net, bt_by_hand(examples.items), **dict(dict(steps=200, lr=1e-3, decay=.01, keep_best=True), **spec))
+    if how == "plain": got = [p.detach() for p in fit_network(_to_network(block, 20), LEARNERS["bt"], examples).parameters()]
     else:
         data = make_trials("stochastic", [0])
         w = fit_many(data, generators("stochastic", [0], keys=["bt"]), 30, dtype=torch.float64).weights[0]
@@ -68,15 +68,15 @@ def test_the_defaults_are_200_steps_of_adamw_at_1e3_with_decay_001(how, spec):
     assert far < 1e-8 if not spec else far > 1e-5  # any other setting is noticed
 
 
-@pytest.mark.parametrize("how", [fit_plain, fit_many])
+@pytest.mark.parametrize("how", [fit_one_by_one, fit_many])
 def test_weights_of_the_lowest_loss_are_kept(how):
-    lesson, block = one_lesson(n=50)
+    examples, block = one_lesson(n=50)
     data, wild = make_trials("stochastic", [0]), dict(learning_rate=.2, steps=6)  # the loss rises at the last step
     args = lambda: (data, generators("stochastic", [0], keys=["bt"]), 50)
-    by_hand = {keep: adamw_by_hand(to_network(block, 20), bt_by_hand(lesson.items), 6, .2, .01, keep) for keep in (True, False)}
+    by_hand = {keep: adamw_by_hand(_to_network(block, 20), bt_by_hand(examples.items), 6, .2, .01, keep) for keep in (True, False)}
     assert max((a - b).abs().max() for a, b in zip(*by_hand.values())) > .01  # it matters here
     for keep, wanted in by_hand.items():
-        w = how(*args(), training=Training(keep_best=keep, **wild), dtype=torch.float64).weights[0]
+        w = how(*args(), training=TrainingSettings(keep_best=keep, **wild), dtype=torch.float64).weights[0]
         assert max((a - b).abs().max() for a, b in zip(wanted, (w[:20].T, w[20], w[21:22], w[22, :1]))) < 1e-8
 
 
@@ -98,37 +98,37 @@ def ranking_by_hand(d, time, stratum):
 def test_losses_by_hand(key, dataset):
     n, trials = 7, range(5)  # small, so that strata with one comparison occur
     data = make_trials(dataset, trials)
-    taught = lessons(data, n, LEARNERS[key], fit_rngs(dataset, trials, key, 1.0, 42))
+    training_sets = make_training_set(data, n, LEARNERS[key], fit_rngs(dataset, trials, key, 1.0, 42))
     assert any(np.bincount(s[:n]).min(initial=9, where=np.bincount(s[:n]) > 0) == 1 for s in data.stratum)
     time = data.time[:, :n]
     if LEARNERS[key].permuted: time = np.stack([t[r.permutation(n)] for t, r in zip(time, fit_rngs(dataset, trials, key, 1.0, 42))])
     d = torch.randn(5, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ensemble, _ = loss_slopes([LEARNERS[key]], [taught], torch.float64)(d)
+    ensemble, _ = loss_slopes([LEARNERS[key]], [training_sets], torch.float64)(d)
     for i in trials:
         x = d[i].tolist()
         if key == "bt": wanted = np.mean([math.log1p(math.exp(-v)) for v in x])
         elif "regression" in key: wanted = np.mean([(v - (10 / t - 1)) ** 2 for v, t in zip(x, time[i])])
         else: wanted = ranking_by_hand(x, time[i], np.zeros(n, int) if key == "rr_pooled" else data.stratum[i, :n])
-        plain = learner_loss(d[i], LEARNERS[key], Lessons(*(a[i] for a in taught))).item()
+        plain = _learner_loss(d[i], LEARNERS[key], TrainingSet(*(a[i] for a in training_sets))).item()
         assert plain == pytest.approx(wanted, rel=1e-10) and ensemble[i].item() == pytest.approx(wanted, rel=1e-10)
 
 
 def test_the_divisor_counts_comparisons_in_company_only():
     ranking = np.array([0, 0, 0, 1, 2])
-    assert in_company(ranking).tolist() == [True] * 3 + [False] * 2
-    lesson = Lessons(np.zeros((5, 2, 20)), np.arange(5.), ranking, np.zeros(5))
+    assert has_ranking_mate(ranking).tolist() == [True] * 3 + [False] * 2
+    examples = TrainingSet(np.zeros((5, 2, 20)), np.arange(5.), ranking, np.zeros(5))
     wanted = (math.log(4) + math.log(3) + math.log(2)) / 3
-    assert learner_loss(torch.zeros(5).double(), LEARNERS["rr"], lesson).item() == pytest.approx(wanted, rel=1e-12)
+    assert _learner_loss(torch.zeros(5).double(), LEARNERS["rr"], examples).item() == pytest.approx(wanted, rel=1e-12)
     assert wanted != pytest.approx((math.log(4) + math.log(3) + 3 * math.log(2)) / 5)
 
 
 def test_permutations_stay_among_the_training_rows_and_are_drawn_per_fit():
     data, seen = make_trials("stochastic", [0, 1]), set()
     for size in (.5, 1.0):
-        n = training_rows(size, World())
+        n = rows_at_size(size, TrialSettings())
         for key in ("rr_perm", "rt_regression_perm"):
             for seed in (0, 1):
-                t = lessons(data, n, LEARNERS[key], fit_rngs("stochastic", [0, 1], key, size, seed))
+                t = make_training_set(data, n, LEARNERS[key], fit_rngs("stochastic", [0, 1], key, size, seed))
                 assert (np.sort(t.rank) == np.sort(data.time[:, :n])).all()
                 assert (t.ranking == data.stratum[:, :n]).all()
                 seen.add(tuple(t.rank[0].argsort()[:10]))
@@ -137,7 +137,7 @@ def test_permutations_stay_among_the_training_rows_and_are_drawn_per_fit():
 
 def test_first_rows_are_used_and_the_chosen_item_comes_first():
     data = make_trials("drift_diffusion", range(3))
-    t = lessons(data, 25, LEARNERS["rr"], [None] * 3)
+    t = make_training_set(data, 25, LEARNERS["rr"], [None] * 3)
     assert (t.rank == data.time[:, :25]).all()
     for i in range(3):
         for j in range(25): assert (t.items[i, j, 0] == data.items[i, j, 0 if data.first[i, j] else 1]).all()
@@ -155,41 +155,41 @@ def test_initial_weights_are_pytorchs_and_independent():
 
 # The ensemble.
 
-@pytest.mark.parametrize("n", [25, LONG + 10])
+@pytest.mark.parametrize("n", [25, _SCAN_FROM + 10])
 def test_slopes_are_the_gradients_of_the_plain_losses(n):
-    learners = [*LEARNERS.values(), Learner("", "ranking", ranking_size=3), Learner("", "ranking", ties="breslow"), Learner("", "ranking", rank_weight=.3)]
-    data = make_trials("stochastic", range(2), world=World(train=n, test=0, resolution=1.))
-    taught = [lessons(data, n, l, [np.random.default_rng(s) for s in range(2)]) for l in learners]
+    learners = [*LEARNERS.values(), Learner("", "rank", ranking_size=3), Learner("", "rank", ties="breslow"), Learner("", "rank", rank_weight=.3)]
+    data = make_trials("stochastic", range(2), settings=TrialSettings(train=n, test=0, resolution=1.))
+    training_sets = [make_training_set(data, n, l, [np.random.default_rng(s) for s in range(2)]) for l in learners]
     d = (4 * torch.randn(2 * len(learners), n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).requires_grad_()
-    plain = torch.stack([learner_loss(d[2 * i + j], l, Lessons(*(x[j] for x in t))) for i, (l, t) in enumerate(zip(learners, taught)) for j in range(2)])
-    loss, slope = loss_slopes(learners, taught, torch.float64)(d.detach())
+    plain = torch.stack([_learner_loss(d[2 * i + j], l, TrainingSet(*(x[j] for x in t))) for i, (l, t) in enumerate(zip(learners, training_sets)) for j in range(2)])
+    loss, slope = loss_slopes(learners, training_sets, torch.float64)(d.detach())
     assert torch.allclose(loss, plain.detach(), rtol=1e-10) and torch.allclose(slope, torch.autograd.grad(plain.sum(), d)[0], atol=1e-10)
 
 
 @pytest.mark.parametrize("scale", [0., 10., 1e4])
 def test_large_differences_stay_finite(scale):
     data = make_trials("stochastic", range(2))
-    taught = [lessons(data, 50, LEARNERS[k], [np.random.default_rng(0)] * 2) for k in ("bt", "rr", "rr_pooled")]
+    training_sets = [make_training_set(data, 50, LEARNERS[k], [np.random.default_rng(0)] * 2) for k in ("bt", "rr", "rr_pooled")]
     d = scale * torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
-    loss, slope = loss_slopes([LEARNERS[k] for k in ("bt", "rr", "rr_pooled")], taught, torch.float32)(d)
+    loss, slope = loss_slopes([LEARNERS[k] for k in ("bt", "rr", "rr_pooled")], training_sets, torch.float32)(d)
     assert loss.isfinite().all() and slope.isfinite().all()
     if scale < 1e4:
-        exact, _ = loss_slopes([LEARNERS[k] for k in ("bt", "rr", "rr_pooled")], taught, torch.float64)(d.double())
+        exact, _ = loss_slopes([LEARNERS[k] for k in ("bt", "rr", "rr_pooled")], training_sets, torch.float64)(d.double())
         assert torch.allclose(loss.double(), exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [.5, 1.0])
 def test_ensemble_equals_single_models_in_double_precision(size):
-    name, n = "stochastic_no_variability", training_rows(size, World())
+    name, n = "stochastic_no_variability", rows_at_size(size, TrialSettings())
     data = make_trials(name, [0, 1])
     a = fit_many(data, generators(name, [0, 1], size), n, dtype=torch.float64)
-    b = fit_plain(data, generators(name, [0, 1], size), n, dtype=torch.float64)
+    b = fit_one_by_one(data, generators(name, [0, 1], size), n, dtype=torch.float64)
     assert a.learners == b.learners and (a.weights - b.weights).abs().max() < 1e-8
 
 
 def test_ensemble_measures_as_single_models_do_in_single_precision(root):
     slow = bool(os.environ.get("RESPONSERANK_SLOW"))  # 504 fits take minutes; without it, 24 of them and the saved ones
-    fits = pd.concat([both_ways(d, range(14 if slow else 2)) for d in (DATASETS if slow else ("deterministic_all", "drift_diffusion"))])
+    fits = pd.concat([_compare_precisions(d, range(14 if slow else 2)) for d in (DATASETS if slow else ("deterministic_all", "drift_diffusion"))])
     saved = pd.read_csv(root / "results/synthetic/single_precision.csv")
     assert len(saved) == 6 * 6 * 14
     for table in (fits, saved):
@@ -211,17 +211,17 @@ def test_a_subset_of_the_fits_has_the_same_numbers(dataset):
 
 def test_predictions_are_the_networks():
     data = make_trials("stochastic", [2])
-    fitted = fit_many(data, generators("stochastic", [2], keys=["rr"]), 50, training=Training(steps=5))
-    net = to_network(fitted.weights[0], 20)
+    fitted = fit_many(data, generators("stochastic", [2], keys=["rr"]), 50, training=TrainingSettings(steps=5))
+    net = _to_network(fitted.weights[0], 20)
     x = np.where(data.first[0, 50:, None, None], data.items[0, 50:], data.items[0, 50:, ::-1])
     with torch.no_grad(): u = net(torch.tensor(x).float())[..., 0]
     assert np.allclose(fitted.predict(50)[0, 0], u[:, 0] - u[:, 1], atol=1e-6)
-    assert design(x[None], 24, torch.float32).shape == (1, 400, 24) and differences(design(x[None], 24, torch.float32), fitted.weights, 20).shape == (1, 200)
+    assert design_matrix(x[None], 24, torch.float32).shape == (1, 400, 24) and predict_differences(design_matrix(x[None], 24, torch.float32), fitted.weights, 20).shape == (1, 200)
 
 
 def test_steps_can_be_zero_and_then_nothing_is_learnt():
     data = make_trials("stochastic", [2])
-    fitted = fit_many(data, generators("stochastic", [2], keys=["rr"]), 50, training=Training(steps=0))
+    fitted = fit_many(data, generators("stochastic", [2], keys=["rr"]), 50, training=TrainingSettings(steps=0))
     assert torch.equal(fitted.weights.double(), torch.tensor(initial_weights(fit_rngs("stochastic", [2], "rr", 1.0, 42), 20, 64)).float().double())
 
 

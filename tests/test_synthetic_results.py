@@ -3,14 +3,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from responserank.artefacts import make, status
-from responserank.runs import UserError
+from responserank.artefacts import _artefact_status, check_claim, make_artefact
+from responserank.settings import UserError
 from responserank.synthetic import experiments as module
-from responserank.synthetic.data import World
-from responserank.synthetic.experiments import COLUMNS, EXPERIMENTS, Experiment, conditions, examine, jobs, read_experiment, run_experiment, run_experiments
+from responserank.synthetic.data import TrialSettings
+from responserank.synthetic.experiments import _TABLE_COLUMNS, EXPERIMENTS, Experiment, _conditions, _run_trials, _experiment_blocks, read_experiment, run_experiment, _run_experiments
 from responserank.synthetic.learners import LEARNERS, fit_chunk
-from responserank.synthetic.results import (ARTEFACTS, BEYOND, GROUPS, NORM, cells, check_fits, comparisons_needed, error_points, experiment_points,
-                                            order_of_learners, paired_points, read_cells, read_fits, reproduction, tests as compare, trial_counts, verdict, weight_points)
+from responserank.synthetic.results import (SYNTHETIC_ARTEFACTS, EXPERIMENT_ARTEFACTS, _GROUPS, _EXPECTED_TRIALS, study_cells, _check_fits, _comparisons_needed, _error_points, _experiment_points,
+                                            _order_of_learners, _paired_points, read_cells, read_fits, compare_cells, _learner_tests as compare, _trial_counts, _reproduction_verdict, _weight_points)
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +19,22 @@ def fits(): return read_fits()
 
 @pytest.fixture(scope="module")
 def own(fits):  # the published trials drawn anew, as a second study
-    drawn = np.random.default_rng(0).integers(NORM, size=400)
+    drawn = np.random.default_rng(0).integers(_EXPECTED_TRIALS, size=400)
     wide = fits.trials.set_index("trial").sort_index()
     again = pd.concat([wide.loc[[t]].assign(draw=i) for i, t in enumerate(drawn)])
-    return cells(fits._replace(trials=again.reset_index(drop=True).rename(columns={"draw": "trial"})))
+    return study_cells(fits._replace(trials=again.reset_index(drop=True).rename(columns={"draw": "trial"})))
 
 
 @pytest.mark.parametrize("change, message", [
     (lambda t: t.drop(columns=["pdc", "size"]), "column size, pdc is missing"),
-    (lambda t: t.replace({"dataset": {"stochastic": "stochastik"}}), "line 3602: unknown dataset 'stochastik'"),
+    (lambda t: t.replace({"dataset": {"stochastic": "stochastik"}}), "unknown dataset 'stochastik'; did you mean stochastic?: line 3602, "),
     (lambda t: t.replace({"learner": {"rr": "rank"}}), "unknown learner 'rank'"),
     (lambda t: pd.concat([t, t.head(2)]), "the same fit twice: line 2, 3, 21602, 21603"),
     (lambda t: t.assign(pdc=t["pdc"].where(t.index != 5)), "no accuracy or pdc: line 7"),
     (lambda t: t.assign(size=t["size"].where(t.index != 0, 1.5)), "a size outside (0, 1]: line 2"),
 ])
 def test_tables_of_fits_are_checked(fits, change, message):
-    with pytest.raises(UserError) as e: check_fits(change(fits.trials), "trials.csv.gz")
+    with pytest.raises(UserError) as e: _check_fits(change(fits.trials), "trials.csv.gz")
     assert message in str(e.value) and str(e.value).startswith("trials.csv.gz") and "\n" not in str(e.value)
 
 
@@ -52,16 +52,16 @@ def test_a_summary_with_wrong_columns_is_refused(tmp_path):
 def test_short_and_missing_runs_are_marked(fits, tmp_path):
     t = fits.trials
     gap = fits._replace(trials=t[~((t["dataset"] == "stochastic") & (t["learner"] == "rr") & (t["size"] == 1.0) & (t["trial"] < 20))])
-    rows = {a.name: make(a, gap, tmp_path) for a in ARTEFACTS if a.name in ("synthetic_pdc_boxes", "synthetic_pdc_size", "choice_accuracy", "number_of_trials")}
+    rows = {a.name: make_artefact(a, gap, tmp_path) for a in SYNTHETIC_ARTEFACTS if a.name in ("synthetic_pdc_boxes", "synthetic_pdc_size", "choice_accuracy", "number_of_trials")}
     assert {r["status"] for r in rows.values()} == {"short"} and all("n = 80" in r["note"] for r in rows.values())
     assert "(n = 80)" in (tmp_path / "tables" / "choice_accuracy.tex").read_text()
     none = fits._replace(trials=t[t["dataset"] != "stochastic"])
-    points = trial_counts(none, GROUPS[""])
-    assert points.attrs["missing"] == ["stochastic"] and status(points) == "partial"
+    points = _trial_counts(none, _GROUPS[""])
+    assert points.attrs["missing"] == ["stochastic"] and _artefact_status(points) == "partial"
 
 
 def test_holm_is_within_a_measure_and_a_group(fits):
-    found = compare(fits, GROUPS[""])
+    found = compare(fits, _GROUPS[""])
     for _, family in found[found["size"] != "pooled"].groupby("measure"):
         p = family["p"].sort_values().to_numpy()
         expected = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p))) * p), 1)
@@ -70,7 +70,7 @@ def test_holm_is_within_a_measure_and_a_group(fits):
 
 
 def test_arrows_point_to_the_better_learner(fits):
-    found = compare(fits, GROUPS[""]).query("first == 'rr' and second == 'bt' and size == 'pooled'")
+    found = compare(fits, _GROUPS[""]).query("first == 'rr' and second == 'bt' and size == 'pooled'")
     assert (found["arrow"] == "↑").all() and (found["difference"] > 0).all()
 
 
@@ -84,31 +84,31 @@ WRONG = {
 
 
 def test_the_reproduction_passes_where_both_studies_are_the_same(fits, own):
-    judged = verdict(reproduction(cells(fits), own))
+    judged = _reproduction_verdict(compare_cells(study_cells(fits), own))
     assert judged["passes"] and judged["cells"] == 432 and not judged["missing"]
-    assert "opposite" not in set(order_of_learners(fits, own)["verdict"])
+    assert "opposite" not in set(_order_of_learners(fits, own)["verdict"])
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_reproduction_fails_on_a_wrong_table(fits, own, wrong):
-    assert not verdict(reproduction(cells(fits), WRONG[wrong](own)))["passes"]
+    assert not _reproduction_verdict(compare_cells(study_cells(fits), WRONG[wrong](own)))["passes"]
 
 
 def test_the_order_of_learners_sees_a_swap(fits, own):
-    verdicts = order_of_learners(fits, WRONG["swapped learners"](own))["verdict"].value_counts()
+    verdicts = _order_of_learners(fits, WRONG["swapped learners"](own))["verdict"].value_counts()
     assert verdicts["opposite"] > 20
-    assert order_of_learners(fits, WRONG["a missing learner"](own))["verdict"].eq("missing").sum() == 2 * 6 * 6 * 5
+    assert _order_of_learners(fits, WRONG["a missing learner"](own))["verdict"].eq("missing").sum() == 2 * 6 * 6 * 5
 
 
 def test_paired_points_pair(fits):
-    points = paired_points({"published": fits}).set_index(["dataset", "size"])
+    points = _paired_points({"published": fits}).set_index(["dataset", "size"])
     wide = fits.trials.query("dataset == 'stochastic' and size == 0.5").pivot(index="trial", columns="learner", values="pdc")
     z = wide["rr"] - wide["bt"]
     row = points.loc[("stochastic", .5)]
     assert np.isclose(row["y"], z.mean()) and np.isclose(row["better"], (z > 0).mean()) and np.isclose(row["hi"] - row["y"], z.sem() * 1.9842169)
 
 
-TINY = Experiment("strata", (1, 3), {k: LEARNERS[k] for k in ("bt", "rr")}, ("stochastic",), trials=60, world={"train": 10, "test": 20})
+TINY = Experiment("strata", (1, 3), {k: LEARNERS[k] for k in ("bt", "rr")}, ("stochastic",), trials=60, settings={"train": 10, "test": 20})
 
 
 @pytest.fixture
@@ -119,28 +119,28 @@ def tiny(monkeypatch):
 
 def test_an_experiment_stopped_and_resumed_is_the_same(tiny, tmp_path, monkeypatch):
     whole = run_experiment("tiny", tmp_path / "a", workers=1)
-    assert list(whole) == COLUMNS and not (tmp_path / "a" / ".parts").exists()
+    assert list(whole) == _TABLE_COLUMNS and not (tmp_path / "a" / ".parts").exists()
     assert whole.groupby("value")["count"].min().to_dict() == {1: 60, 3: 60}
     calls = []
     def stop(**job):
         if len(calls) == 2: raise KeyboardInterrupt
         calls.append(job)
-        return examine(**job)
-    monkeypatch.setattr(module, "examine", stop)
+        return _run_trials(**job)
+    monkeypatch.setattr(module, "_run_trials", stop)
     with pytest.raises(BaseException): run_experiment("tiny", tmp_path / "b", workers=1)
     assert len(list((tmp_path / "b" / ".parts").iterdir())) == 2 and not (tmp_path / "b" / "tiny.csv").exists()
     torn = next((tmp_path / "b" / ".parts").iterdir())
     torn.write_text("learner,trial\nbt,0\n")  # not whole: computed anew
-    monkeypatch.setattr(module, "examine", lambda **job: calls.append(job) or examine(**job))
+    monkeypatch.setattr(module, "_run_trials", lambda **job: calls.append(job) or _run_trials(**job))
     run_experiment("tiny", tmp_path / "b", workers=1)
     assert len(calls) == 2 + 3
     assert (tmp_path / "a" / "tiny.csv").read_bytes() == (tmp_path / "b" / "tiny.csv").read_bytes()
 
 
 def test_the_world_and_the_pairing_are_what_the_table_says(tiny):
-    condition = conditions(tiny)[1]
-    rows = examine("stochastic", [0, 1, 2], condition.world, condition.training, condition.learners)
-    same = fit_chunk("stochastic", [0, 1, 2], ["bt", "rr"], world=World("stochastic", strata=3, train=10, test=20))
+    condition = _conditions(tiny)[1]
+    rows = _run_trials("stochastic", [0, 1, 2], condition.settings, condition.training, condition.learners)
+    same = fit_chunk("stochastic", [0, 1, 2], ["bt", "rr"], settings=TrialSettings("stochastic", strata=3, train=10, test=20))
     both = rows.merge(same, on=["learner", "trial"], suffixes=("", "_chunk"))
     assert len(both) == 6 and np.allclose(both["pdc"], both["pdc_chunk"], atol=2e-3)
 
@@ -150,14 +150,14 @@ def test_unfinished_experiments_are_marked(tiny, tmp_path):
     table.loc[table["value"] == 1].assign(count=30).to_csv(tmp_path / "tiny.csv", index=False)
     read = read_experiment("tiny", tmp_path)
     assert read.attrs["missing"] == ["stochastic, strata 3"] and read.attrs["short"] == ["stochastic, strata 1 (n = 30 of 60)"]
-    points = experiment_points(tmp_path, "tiny")
-    assert status(points) == "partial" and points.attrs["short"] and set(points["by"]) == {"bt", "rr"}
+    points = _experiment_points(tmp_path, "tiny")
+    assert _artefact_status(points) == "partial" and points.attrs["short"] and set(points["by"]) == {"bt", "rr"}
     table.drop(columns=["head", "sd"]).to_csv(tmp_path / "tiny.csv", index=False)
     with pytest.raises(UserError, match="column sd, head is missing"): read_experiment("tiny", tmp_path)
 
 
 def test_unknown_experiments_are_refused(tmp_path):
-    for call in (lambda: run_experiment("sice", tmp_path), lambda: read_experiment("sice"), lambda: run_experiments(["sice"])):
+    for call in (lambda: run_experiment("sice", tmp_path), lambda: read_experiment("sice"), lambda: _run_experiments(["sice"])):
         with pytest.raises(UserError, match="unknown experiment 'sice'.*size"): call()
 
 
@@ -165,13 +165,18 @@ def test_the_committed_experiments_are_whole():
     for name in EXPERIMENTS:
         table = read_experiment(name)
         assert not table.attrs["missing"] and not table.attrs["short"], (name, table.attrs)
-        assert len(jobs(name, module.Path("."))) == sum(-(-c.trials // module.BLOCK) for c in conditions(EXPERIMENTS[name]))
-    for artefact in BEYOND.values(): assert status(artefact.points(None)) == "complete", artefact.name
-    assert len(error_points()) == 3 * 4 * 8 and len(weight_points()) == 7 * 6
+        assert len(_experiment_blocks(name, module.Path("."))) == sum(-(-c.trials // module._BLOCK) for c in _conditions(EXPERIMENTS[name]))
+    for artefact in EXPERIMENT_ARTEFACTS.values(): assert _artefact_status(artefact.points(None)) == "complete", artefact.name
+    assert len(_error_points()) == 3 * 4 * 8 and len(_weight_points()) == 7 * 6
 
 
 def test_comparisons_needed():
     table = pd.DataFrame([(v, l, "", "pdc", m) for v, l, m in [(10, "bt", .1), (100, "bt", .3), (1000, "bt", .5), (10, "rr", .2), (100, "rr", .5), (1000, "rr", .7)]],
                          columns=["value", "learner", "against", "measure", "mean"])
-    found = comparisons_needed(table)
+    found = _comparisons_needed(table)
     assert np.allclose(found[:2], [10 ** 1.5, 1000]) and np.isnan(found.iloc[2])  # half-way in log n; never within the curve
+
+
+def test_every_number_in_a_claim_is_computed(fits):
+    for artefact in SYNTHETIC_ARTEFACTS: check_claim(artefact, fits)
+    for artefact in EXPERIMENT_ARTEFACTS.values(): check_claim(artefact, None)

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from responserank.runs import UserError
-from responserank.tables import configurations, hub_error, is_hub_name, read_table
+from responserank.settings import UserError
+from responserank.tables import list_configs, hub_error, is_hub_name, read_table
 
 ROWS = [{"chosen": "Zoë", "rejected": "no", "strength": 1.5}, {"chosen": "NA", "rejected": "1984", "strength": 2}]
 README = """---
@@ -86,7 +86,7 @@ def hub_clone(folder, readme=True):
 @pytest.mark.parametrize("readme", [True, False])
 def test_a_folder_in_the_hubs_layout(tmp_path, readme):
     folder = hub_clone(tmp_path / "data", readme)
-    assert configurations(folder) == ["default", "labels"]
+    assert list_configs(folder) == ["default", "labels"]
     assert read_table(folder, "default")["chosen"].tolist() == ["Zoë", "NA"]
     assert read_table(folder, "labels")["x"].tolist() == [1]
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from responserank.llm import trainer as T
-from responserank.llm.methods import resolve
+from responserank.llm.methods import resolve_settings
 from responserank.llm.models import train_tokenizer
-from responserank.runs import UserError
+from responserank.settings import UserError
 from waiting import wait_for
 
 SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48"
@@ -39,14 +39,14 @@ def pairs(tmp_path):
 def tiny_run(pairs, tmp_path):
     def go(method="rr", **kwargs):
         kwargs = dict(data=str(pairs), out=tmp_path / "runs", wandb_mode="disabled", overrides=SMALL) | kwargs
-        return T.run(method, **kwargs)
+        return T.train_once(method, **kwargs)
     return go
 
 
 def gradient(layout, wrong=1, monkeypatch=None, **overrides):
     """The step's gradient before clipping for the same 64 comparisons in 16 rankings of four."""
     batch, accumulation = layout
-    settings = resolve("rr_agree", overrides=dict(
+    settings = resolve_settings("rr_agree", overrides=dict(
         epochs=1, max_grad_norm=0, hidden_size=16, num_layers=1, num_heads=2, vocab_size=300, batch_size=batch,
         gradient_accumulation_steps=accumulation, **overrides))
     g = np.random.default_rng(1)
@@ -154,9 +154,9 @@ def test_step_scope_trains_rankings_wider_than_a_micro_batch(tiny_run):
 
 
 def test_redealing_changes_who_meets_whom_and_nothing_else(pairs, tiny_run):
-    ready = T.prepare_data(resolve("rr", overrides=f"{SMALL} ranking_size=8 redeal=True"), str(pairs), seed=0)
-    rows = T.training_rows(ready.rows)
-    deal, loader = T.Redeal(ready, rows, 0), SimpleNamespace(batch_sampler=SimpleNamespace(ranking=None))
+    ready = T.prepare_data(resolve_settings("rr", overrides=f"{SMALL} ranking_size=8 redeal=True"), str(pairs), seed=0)
+    rows = T._chosen_rejected_rows(ready.rows)
+    deal, loader = T._RedealCallback(ready, rows, 0), SimpleNamespace(batch_sampler=SimpleNamespace(ranking=None))
     partners = lambda: {frozenset(i for i, r in enumerate(rows) if r["ranking"] == k) for k in {r["ranking"] for r in rows}}  # noqa: E731
     first, ranks = partners(), [r["rank"] for r in rows]
     deal.on_epoch_begin(None, SimpleNamespace(epoch=0), None, loader)
@@ -171,13 +171,13 @@ def test_arguments_of_real_people(shared, tmp_path):
     kwargs = dict(data=str(shared / "data/ukpconvarg1"), out=tmp_path, fraction=0.02, wandb_mode="disabled")
     for method in ("bt", "rr_agree", "rr_consensus"):
         small = SMALL.replace("max_length=48", "max_length=256") + " epochs=1"
-        result = T.run(method, overrides=small, **kwargs)
+        result = T.train_once(method, overrides=small, **kwargs)
         report, measures = result.metrics["data_report"], result.metrics["eval"]
         assert "margin_correlation" in measures and "pdc" not in measures
         assert report["about"]["longer_text_wins"] == pytest.approx(0.718, abs=0.05)
         assert next(r for r in report["steps"] if r["step"] == "split")["by"] == "topic"
     with pytest.raises(UserError, match="stated"):
-        T.run("rr_stated", **kwargs)
+        T.train_once("rr_stated", **kwargs)
 
 
 BAD = {
@@ -228,7 +228,7 @@ def test_papermill_ends_with_the_line(root, tmp_path):
 
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_is_told_apart_and_redone(blow, tiny_run, pairs, tmp_path):
-    code = (f"from responserank.llm.trainer import run; run('rr', data={str(pairs)!r}, out={str(tmp_path / 'runs')!r}, "
+    code = (f"from responserank.llm.trainer import train_once; train_once('rr', data={str(pairs)!r}, out={str(tmp_path / 'runs')!r}, "
             f"wandb_mode='disabled', overrides={SMALL + ' epochs=2000'!r})")
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     wait_for(lambda: [*tmp_path.glob("runs/**/checkpoints"), *tmp_path.glob("runs/**/claim*")], 120)

@@ -1,0 +1,120 @@
+"""What somebody has who installs the package: the wheel in an environment of its own, in a folder without a checkout."""
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+NOT_NEEDED = ("nbdev", "papermill", "jupyterlab", "IPython", "ipykernel", "pytest", "wandb")
+UV = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+def run(*words, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=600, **kwargs)
+
+
+def install(*words) -> subprocess.CompletedProcess:
+    """Install with uv, from its cache where the cache has everything."""
+    done = run(UV, "pip", "install", "--offline", *words)
+    return done if done.returncode == 0 else run(UV, "pip", "install", *words)
+
+
+def borrow_torch(site_packages: Path):
+    """Link the build of torch that is here into another environment, which would else fetch one of its own."""
+    for part in {file.parts[0] for file in metadata.files("torch")} - {".."}:
+        there = Path(metadata.distribution("torch").locate_file(part))
+        if part.endswith(".dist-info"): shutil.copytree(there, site_packages / part)  # installers overlook linked ones
+        else: (site_packages / part).symlink_to(there)
+
+
+@pytest.fixture(scope="module")
+def wheel(root, tmp_path_factory) -> Path:
+    """Build the wheel from a copy, so that the checkout stays clean."""
+    if UV is None: pytest.skip("needs uv, which `make setup` installs")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"): shutil.copy(root / name, source)
+    shutil.copytree(root / "responserank", source / "responserank", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "results/published", source / "results/published")
+    built = run(UV, "build", "--wheel", "--offline", "-o", out, source)
+    if built.returncode: built = run(UV, "build", "--wheel", "-o", out, source)
+    assert built.returncode == 0, built.stderr[-2000:]
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def environment(root, wheel, tmp_path_factory) -> Path:
+    """Install the wheel, without extras, into an empty environment."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    assert run(UV, "venv", "--python", sys.executable, folder).returncode == 0
+    borrow_torch(next(folder.glob("lib/python*/site-packages")))
+    pins = folder / "constraints.txt"
+    pins.write_text(run(sys.executable, root / "tests/constraints.py", root / "requirements.lock").stdout)
+    done = install("--python", folder / "bin/python", "-c", pins, wheel)
+    if done.returncode and "error sending request" in done.stderr: pytest.skip("no package registry can be reached")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def responserank(environment, tmp_path_factory):
+    """Return a function that runs the installed command in an empty folder."""
+    folder = tmp_path_factory.mktemp("empty")
+    rows = [dict(prompt=f"question {i}", chosen="yes " * (3 + i % 5), rejected="no " * (1 + i % 4), strength=i % 7) for i in range(60)]
+    with open(folder / "answers.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")} | dict(OMP_NUM_THREADS="1")
+
+    def command(*words, code=0):
+        done = run(environment / "bin/responserank", *words, cwd=folder, env=env)
+        assert done.returncode == code, done.stdout[-1500:] + done.stderr[-3000:]
+        return done
+    command.folder, command.python, command.env = folder, environment / "bin/python", env
+    return command
+
+
+SMALL = "epochs=1 hidden_size=16 num_heads=2 intermediate_size=32 num_layers=1 max_length=64"
+
+
+def test_the_environment_has_what_is_needed_and_no_more(responserank):
+    code = f"import importlib.util as u; print([m for m in {NOT_NEEDED!r} if u.find_spec(m)])"
+    assert run(responserank.python, "-c", code, env=responserank.env, cwd=responserank.folder).stdout.strip() == "[]"
+
+
+def test_methods(responserank):
+    assert "rr_agree" in responserank("methods").stdout
+    assert responserank("methods", "--csv").stdout.count("\n") == 61
+
+
+def test_train_status_collect_and_score(responserank):
+    done = responserank("train", "bt", "rr", "--data", "answers.csv", "--save-model", "--overrides", SMALL)
+    assert "accuracy" in done.stdout
+    assert done.stderr.count("no wandb log") == 1, done.stderr  # said once, in one line
+    runs = sorted((responserank.folder / "runs").glob("*/*/*/metrics.json"))
+    assert len(runs) == 2
+    assert "2 finished" in responserank("status").stdout
+    responserank("collect")
+    assert (responserank.folder / "results/llm/runs.csv").read_text().count("finished") == 2
+    scored = responserank("score", runs[0].parent, "answers.csv", "--out", "scores.csv")
+    assert (responserank.folder / "scores.csv").read_text().count("\n") == 61, scored.stdout
+
+
+def test_sweep_runs_without_notebooks(responserank):
+    done = responserank("sweep", "--methods", "bt", "--seeds", "0-1", "--data", "answers.csv", "--overrides", SMALL, "--out", "swept")
+    assert "2 finished" in done.stdout
+    assert not list((responserank.folder / "swept").rglob("*.ipynb"))
+
+
+def test_synthetic(responserank):
+    assert "means of 2 trials" in responserank("synthetic", "--mini", "--datasets", "stochastic", "--learners", "bt,rr").stdout
+
+
+def test_paper_from_the_published_tables(responserank):
+    responserank("paper", "--only", "main_comparison,stats")
+    assert (responserank.folder / "paper/figures/main_comparison.png").is_file()
+    assert (responserank.folder / "paper/stats.tex").read_text().count("newcommand") > 60
