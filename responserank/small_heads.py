@@ -104,9 +104,11 @@ def fit_heads(
     prior, p = torch.as_tensor(prior, dtype=features.dtype), features.shape[1]
     own = STRENGTH_LOSSES[loss].extra(batch).to(features) if STRENGTH_LOSSES[loss].extra else features.new_zeros(0)
     start = torch.cat([features.new_zeros(len(prior), p), own.expand(len(prior), -1)], 1)
+    few = chosen.ndim == 1 and len(chosen) < len(features) # then differences of features are the smaller table
+    pairs = (features[chosen] - features[rejected]).T if few else None
     def objective(x: Tensor) -> Tensor: # (models,)
         "Add up loss and prior."
-        d = item_differences(x[:, :p], features, chosen, rejected)
+        d = item_differences(x[:, :p], features, chosen, rejected) if pairs is None else x[:, :p] @ pairs
         return (weight * STRENGTH_LOSSES[loss].terms(d, batch, x[:, p:])).sum(-1) + prior / 2 * (x[:, :p] ** 2).sum(-1)
     x, converged = minimise(objective, start, steps, tol)
     return Heads(x[:, :p], x[:, p:], converged)
