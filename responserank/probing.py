@@ -133,7 +133,7 @@ def held_out_prediction(
     loss: str, # a key of `STRENGTH_LOSSES`
     batch: dict, # its columns, for the training rows
     split: tuple, # training rows (as in `batch`), validation rows, test rows
-    priors=PRIORS, # precisions to choose from
+    priors: object = PRIORS, # precisions to choose from
 ) -> np.ndarray: # (test rows,) predicted differences in log-odds
     "Fit at several priors, and predict the test rows with the best on the validation rows."
     at = lambda rows, c: torch.tensor(table[c].to_numpy()[rows])

@@ -147,7 +147,7 @@ def cross_fit(
     chosen: Tensor, # (n,)
     rejected: Tensor, # (n,)
     folds, # (n,) whole numbers from 0
-    priors=PRIORS, # precisions to choose from
+    priors: object = PRIORS, # precisions to choose from
 ) -> tuple[Tensor, float]: # (n,) held-out predicted differences in log-odds, and the prior
     "Predict each choice by a head that was fitted without its fold."
     folds = torch.as_tensor(np.asarray(folds))
@@ -167,7 +167,7 @@ def order_likelihood(
     diff, # (n,) held-out predicted differences
     rank, # (n,) lower = stronger
     ranking_id, # (n,) integers
-    slopes=LAMBDAS, # (k,) values of κ
+    slopes: object = LAMBDAS, # (k,) values of κ
 ) -> np.ndarray: # (k,) log-likelihood of the orders
     "Compute how likely the order of strengths is at each slope."
     order = np.lexsort((np.asarray(rank, float), np.asarray(ranking_id)))
@@ -200,7 +200,7 @@ WEIGHT_PRIORS = {
 
 def weight_prior_density(
     prior: WeightPrior,
-    grid=LAMBDAS, # (k,) equally spaced on [0, 1]
+    grid: object = LAMBDAS, # (k,) equally spaced on [0, 1]
 ) -> np.ndarray: # (k,) probabilities
     "Put the prior on a grid."
     beta = stats.beta(prior.mean * prior.concentration, (1 - prior.mean) * prior.concentration).cdf(np.r_[grid[1:] - np.diff(grid) / 2, 1.])
