@@ -317,8 +317,18 @@ def defer_signals() -> typing.Iterator[None]:
             _HELD["signal"] = None
             raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
+def _in_finalizer(frame): # where Python ignores exceptions: an object is being deleted
+    while frame and frame.f_code.co_name != "__del__": frame = frame.f_back
+    return frame is not None
+
+def _signal_again(number, seconds=0.05):
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
 def _on_signal(number, frame):
     if _HELD["depth"]: _HELD["signal"] = number
+    elif _in_finalizer(frame): _signal_again(number)
     elif time.monotonic() - _HELD["raised"] > REPEATED_SIGNAL_SECONDS: # else the first is on its way up already, and must not be cut short
         _HELD["raised"] = time.monotonic()
         raise Interrupted(f"stopped by {signal.Signals(number).name}")
@@ -437,7 +447,8 @@ class ProgressBar(tqdm):
 
     def close(self):
         "Remove the bar from the open ones; in a notebook, replace it by a line."
-        if _BARS: _BARS[:] = [ref for ref in _BARS if ref() is not None and ref() is not self] # it is None while Python exits
+        if _BARS is None: return # Python is exiting, and has cleared this module
+        _BARS[:] = [ref for ref in _BARS if ref() is not None and ref() is not self]
         super().close()
         if isinstance(self.line, _NotebookLine) and self.line.handle: # a saved notebook shows the count, not the bar
             done = f"{self.counted:g} of {self.total:g}" if self.total else f"{self.counted:g}"
