@@ -270,7 +270,7 @@ def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, 
     from responserank.files import repo_root
     from responserank.settings import check_name
     from responserank.llm.trainer import WANDB_MODES
-    from responserank.llm.workers import train_notebook
+    from responserank.llm.workers import missing_notebook, train_notebook
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
     options["overrides"] = options["overrides"] or ("",)
     out = options["out"]
@@ -283,7 +283,7 @@ def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, 
         return _print_slurm(runs, folder, words, workers, sbatch, lines, dry_run)
     if dry_run: return click.echo("\n".join(lines))
     if not share: chapter.note_grid(runs, folder, " ".join(words))
-    if train_notebook() is None: click.echo("no checkout around: runs are done without a notebook", err=True)
+    if train_notebook() is None: click.echo(f"runs are done without a notebook: {missing_notebook()}", err=True)
     say = lambda line: None if sys.stderr.isatty() else click.echo(line, err=True) # a terminal has the bar
     _print_sweep(chapter.sweep(runs, out, workers, retries, wandb_mode, say))
 

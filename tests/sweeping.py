@@ -38,6 +38,3 @@ def holders(out):
 
 
 def states(out): return sorted(run_status(p.parent)[0] for p in out.glob("*/*/*/metrics.json"))
-
-
-# ---- one sweep, in which much goes wrong -------------------------------------------------------------------------

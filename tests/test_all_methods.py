@@ -80,8 +80,9 @@ def test_a_method_for_your_own_data_takes_three_steps(method, sources, tmp_path)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_settings_of_all_methods_in_every_preset(preset, published):
     assert len(published) == 60 and sorted(published) == sorted(PUBLISHED_METHODS)
+    data = T.open_data("simulated")
     for method, row in published.items():
-        written = json.loads(json.dumps(T._describe_run(method, preset, "simulated", 1.0, 0, None, resolve_settings(method, preset))["settings"]))
+        written = json.loads(json.dumps(T._describe_run(resolve_settings(method, preset), data, 0, None)["settings"]))
         held = {k: v for k, v in row.items() if preset == "paper" or k not in _OPTIMIZER_FIELDS}
         assert not {k: (written[k], v) for k, v in held.items() if not same(written[k], v)}, method
         if preset == "paper": assert (written["bf16"], written["gradient_checkpointing"], written["max_length"]) == (True, True, 1024)

@@ -137,15 +137,15 @@ def test_a_padding_token_that_the_tokenizer_has_is_the_models(made, tmp_path):
     np.testing.assert_allclose(together, alone, atol=1e-2)  # bf16
 
 
-def group(model): return T._describe_run("bt", "paper", "simulated", 1.0, 0, None, resolve_settings("bt", "paper", dict(model=str(model))))["group"]
+def describe(model): return T._describe_run(resolve_settings("bt", "paper", dict(model=str(model))), T.open_data("simulated"), 0, None)
+def group(model): return describe(model)["group"]
 
 
 def test_a_local_model_is_known_by_what_it_holds(made, tmp_path):
     copy, other = shutil.copytree(made["llama"], tmp_path / "copy"), save_llama(tmp_path / "other", seed=1)
     assert group(made["llama"]) == group(copy) != group(other)
     assert group("meta-llama/Llama-3.1-8B-Instruct") != group(copy)
-    about = T._describe_run("bt", "paper", "simulated", 1.0, 0, None, resolve_settings("bt", "paper", dict(model=str(copy))))
-    assert about["settings"]["model"] == str(copy)  # the record keeps the path
+    assert describe(copy)["settings"]["model"] == str(copy)  # the record keeps the path
     planned = sweep_grid("bt", seeds="0", preset="paper", overrides=f"model={copy}")
     assert list(planned["group"]) == [group(copy)]  # a sweep looks for its runs where they will be
     (copy / "config.json").write_text((copy / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))

@@ -498,6 +498,15 @@ def test_signals_wait_while_a_result_is_written(tmp_path, monkeypatch):
     assert run_status(tmp_path)[0] == "finished" and os.listdir(tmp_path) == ["metrics.json"]
 
 
+def test_a_signal_is_not_lost_while_an_object_is_deleted(tmp_path):
+    class Deleted:
+        def __del__(self): os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.01)  # an exception here would be ignored
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible(), claim_run(tmp_path):
+        Deleted()
+        time.sleep(20)
+    assert run_status(tmp_path)[0] == "interrupted"
+
+
 def test_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with interruptible():

@@ -25,7 +25,7 @@ def test_killed_kernels_workers_and_sweeps(root, sixty_pairs, tmp_path):
     process = start(root, *call)
     wait_for(lambda: len(holders(tmp_path)) == 2)
     family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()  # unheard: the nursery sees its input close
+    process.kill()  # the fork server sees its input close
     process.communicate()
     assert not psutil.wait_procs(family, timeout=40)[1] and not list(tmp_path.rglob("claim-*"))
     process = start(root, *call)
@@ -33,6 +33,3 @@ def test_killed_kernels_workers_and_sweeps(root, sixty_pairs, tmp_path):
     assert process.returncode == 0 and "4 runs: 4 finished" in stdout, stderr
     assert states(tmp_path) == ["finished"] * 4 and len(list(tmp_path.rglob("notebook.ipynb"))) == 4
     assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
-
-
-# ---- races -------------------------------------------------------------------------------------------------------

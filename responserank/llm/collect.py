@@ -48,8 +48,8 @@ def _score_columns(scores: dict) -> dict: # rewardbench_v2, rewardbench_v2_preci
     "Name the measures of an evaluation as the published table does."
     named = {("multipref_accuracy" if k == "accuracy" else k): v for k, v in scores.items() if not isinstance(v, dict)}
     for bench in (k for k, v in scores.items() if isinstance(v, dict)):
-        named = scores[bench] | scores[bench].get("subsets", {})
-        parts = {re.sub(r"\W+", "_", k.lower()): v for k, v in named.items() if not isinstance(v, dict)}
+        measures = scores[bench] | scores[bench].get("subsets", {})
+        parts = {re.sub(r"\W+", "_", k.lower()): v for k, v in measures.items() if not isinstance(v, dict)}
         named |= {bench if k in ("overall", "score") else f"{bench}_{k}": v for k, v in parts.items()}
     return named
 
