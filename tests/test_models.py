@@ -49,7 +49,7 @@ BAD = {
     "empty folder": ("empty", start, "can't be loaded"),
     "scored without a head": ("base", load_classifier, "has no reward head (LlamaForCausalLM)"),
     "scored with another": ("head3", load_classifier, "give a reward model"),
-    "not on the hub": ("../nobody", lambda p: load_classifier("nobody/nothing"), "neither a local folder nor within reach on the hub"),
+    "not on the hub": ("../nobody", lambda p: load_classifier("nobody/nothing"), "model nobody/nothing: "),
 }
 
 
@@ -97,9 +97,9 @@ def test_a_gated_model_without_a_token_and_a_hub_that_is_not_there(tmp_path):
                           env=env | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done.stdout + done.stderr[-3000:]
-    assert "is gated: accept its licence" in lines[0] and "hf auth login" in lines[0] and "Llama-3.1-8B" in lines[0]
+    assert "is gated: accept its terms" in lines[0] and "hf auth login" in lines[0] and "Llama-3.1-8B" in lines[0]
     assert "allenai/reward-bench-2: is gated" in lines[1] or "allenai/reward-bench-2" in lines[1]
-    assert "SmolLM2" in lines[2] and "give a local folder (model=PATH)" in lines[2]
+    assert "SmolLM2" in lines[2] and "give a local file or folder" in lines[2]
     assert "Retrying" not in done.stderr  # the line stands alone
 
 
@@ -161,6 +161,6 @@ def test_bad_scoring_is_one_line(saved, folder, tmp_path):
     for words, says in [((saved,), "give a FILE"), ((saved, tmp_path / "no.csv"), "no such file"), ((saved, tmp_path / "odd.jsonl"), "no texts to score"),
                         ((saved, tmp_path / "gap.jsonl"), "row 2, column 'text'"), ((folder / "base", tmp_path / "gap.jsonl"), "has no reward head"),
                         ((saved, "--rewardbench", "3"), "use 1, 2, both"), ((saved, tmp_path / "gap.jsonl", "--out", "x.txt"), ".csv or .jsonl"),
-                        (("no/model", tmp_path / "gap.jsonl"), "neither a local folder")]:
+                        (("no/model", tmp_path / "gap.jsonl"), "model no/model: ")]:
         done = run("score", *words)
         assert done.exit_code == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and says in done.stderr, (words, done.output)
