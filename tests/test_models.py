@@ -8,6 +8,7 @@ import textwrap
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from small import small
 from llama import save_llama
 from test_rewardbench import jsonl, second
 
@@ -115,7 +116,7 @@ def run(*words): return CliRunner().invoke(main, [str(w) for w in words])
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     tok = train_tokenizer(["good answer bad answer question"] * 50, 300)
-    model = load_model(resolve_settings("bt", overrides="hidden_size=16 num_layers=1 num_heads=2 vocab_size=300"), tok, 0)
+    model = load_model(resolve_settings("bt", overrides=small()), tok, 0)
     return save_classifier(model, tok, tmp_path_factory.mktemp("run") / "model")
 
 
