@@ -31,6 +31,15 @@ def test_every_command_has_help_with_an_example(command):
     assert f"  responserank {command}" in done.output and "Example" in done.output
 
 
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_help_names_every_preset_and_wandb_mode(command):
+    """The command line imports no chapter for its help, so the help repeats names of their tables."""
+    from responserank.llm.methods import PRESETS
+    from responserank.llm.trainer import WANDB_MODES
+    says = run(command, "--help").output
+    for name in [*PRESETS, *WANDB_MODES]: assert name in says, name
+
+
 @pytest.mark.parametrize("words, says", [
     (["trian"], "train"),
     (["train"], "METHOD"),
