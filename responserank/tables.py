@@ -46,8 +46,9 @@ def problem_lines(
     most: int = 10,
 ) -> list[str]: # a line for each of the first problems
     "Return what is wrong, in the order of the rows."
-    def _place(p): return location(name, p.row) + (f" (line {lines[p.row]})" if lines else "") + (f", column '{p.column}'" if p.column else "")
-    return [f"{_place(p)}: {p.what}" for p in sorted(problems, key=lambda p: p.row)[:most]]
+    def _line(row): return f" (line {lines[row]})" if lines and lines[row] - lines[0] != row else "" # after a cell of several lines
+    def _place(p): return location(name, p.row) + _line(p.row) + (f", column '{p.column}'" if p.column else "")
+    return [f"{_place(p)}{', ' if p.what.startswith('column ') else ': '}{p.what}" for p in sorted(problems, key=lambda p: p.row)[:most]]
 
 def raise_problems(
     problems: list[RowProblem],
@@ -113,7 +114,7 @@ def _parse_jsonl(text: str, name: str) -> pd.DataFrame:
         except UserError as e: wrong.append(str(e))
         if len(wrong) == 10: break
     if wrong: raise UserError("\n".join(wrong))
-    frame = pd.DataFrame(rows).astype(object)
+    frame = pd.DataFrame(rows, dtype=object)
     if lines != list(range(1, len(rows) + 1)): frame.attrs["lines"] = lines
     return frame
 
@@ -124,7 +125,7 @@ def _parse_json(text: str, name: str) -> pd.DataFrame:
     rows = _load_json(text, name)
     for i, row in enumerate(rows):
         if not isinstance(row, dict): raise UserError(f"{location(name, i)}: a JSON object {{…}} is expected, found {type(row).__name__}")
-    return pd.DataFrame(rows).astype(object)
+    return pd.DataFrame(rows, dtype=object)
 
 # %% ../nbs/06_tables.ipynb #cell-015
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
