@@ -44,7 +44,7 @@ def problem_lines(
     name: str, # of the file
     lines: list[int] | None = None, # line of the file at which each row begins, where that is not the row's number
     most: int = 10,
-) -> list[str]: # a line for each of the first problems
+) -> list[str]: # the first problems, each with its place
     "Return what is wrong, in the order of the rows."
     def _line(row): return f" (line {lines[row]})" if lines and lines[row] - lines[0] != row else "" # after a cell of several lines
     def _place(p): return location(name, p.row) + _line(p.row) + (f", column '{p.column}'" if p.column else "")
@@ -59,8 +59,11 @@ def raise_problems(
     "Raise one `UserError` that names the first ten problems; return if there are none."
     if not problems: return
     rows = len({p.row for p in problems})
-    end = [f"{rows} bad rows in all{remedy}"] if len(problems) > 1 else []
-    raise UserError("\n".join(problem_lines(problems, name, lines) + end))
+    raise UserError(_one_line(problem_lines(problems, name, lines), name, f"{rows} bad rows in all{remedy}" if len(problems) > 1 else ""))
+
+def _one_line(said: list[str], name: str, end: str = "") -> str: # "x.csv, row 2: …; row 7: …; 2 bad rows in all"
+    "Join messages that begin with the same name."
+    return "; ".join([said[0], *(s.removeprefix(f"{name}, ") for s in said[1:]), *([end] if end else [])])
 
 class BadCell(ValueError):
     "A cell that can't be read, raised or standing in the cell's place; its text says why."
@@ -113,7 +116,7 @@ def _parse_jsonl(text: str, name: str) -> pd.DataFrame:
             lines.append(number)
         except UserError as e: wrong.append(str(e))
         if len(wrong) == 10: break
-    if wrong: raise UserError("\n".join(wrong))
+    if wrong: raise UserError(_one_line(wrong, name))
     frame = pd.DataFrame(rows, dtype=object)
     if lines != list(range(1, len(rows) + 1)): frame.attrs["lines"] = lines
     return frame
@@ -173,7 +176,7 @@ def _parse_csv(text: str, name: str, separator: str = ",") -> pd.DataFrame: # th
     _check_header(header, name, separator)
     odd = [f"{name}, line {line}: {len(row)} cells, but the header has {len(header)} columns" for row, line in zip(rows, lines[1:])
            if len(row) != len(header)]
-    if odd: raise UserError("\n".join(odd[:10] + ([f"{len(odd)} bad rows in all"] if len(odd) > 1 else [])))
+    if odd: raise UserError(_one_line(odd[:10], name, f"{len(odd)} bad rows in all" if len(odd) > 1 else ""))
     _check_swallowed(text, lines, len(header), name, separator)
     frame = pd.DataFrame(rows, columns=header, dtype=object)
     frame = frame.mask(frame == "")
