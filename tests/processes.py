@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from small import SHAPE
 from responserank.llm.methods import resolve_settings
 from responserank.llm.models import load_model, train_tokenizer
 from responserank.llm.optimizer_step import RankingTrainer, distributed_rank, training_arguments
 from transformers import TrainerCallback
 
-SMALL = dict(epochs=1, max_grad_norm=0, hidden_size=16, num_layers=1, num_heads=2, vocab_size=300)
+SMALL = SHAPE | dict(epochs=1, max_grad_norm=0)
 CASES = {  # name: comparisons, rankings, divisor wrong by, settings
     "micro": (64, 16, 1, dict(batch_size=16, gradient_accumulation_steps=4)),
     "step": (64, 16, 1, dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")),

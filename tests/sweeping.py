@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import waiting
 
+from small import small
 from responserank.runs import run_status
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
 SCRIPT = str(Path(sys.executable).with_name("responserank"))
-SMALL = "batch_size=16 vocab_size=300 hidden_size=16"
+SMALL = small(batch_size=16)
 
 
 def words(pairs, out, epochs, *more):

@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from small import small
 from llama import save_multipref
 
 from responserank.llm import trainer as T
 from responserank.llm.methods import METHODS, METHOD_ROWS, _OPTIMIZER_FIELDS, PRESETS, current_names, resolve_settings
 
-SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=400 batch_size=16"
+SMALL = small(vocab_size=400, batch_size=16)
 PUBLISHED_METHODS = sorted(METHOD_ROWS.index[METHOD_ROWS["published"]])
 OWN = sorted(set(METHODS) - set(PUBLISHED_METHODS))
 

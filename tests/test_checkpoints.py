@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from small import small
 from responserank.llm import trainer as T
 from responserank.runs import Interrupted
 from waiting import wait_for
 
-SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 batch_size=8 "
-         "gradient_accumulation_steps=2 redeal=True ranking_size=4 dropout=0.1")  # 80 rows: 5 steps an epoch, 3 epochs unless a test says otherwise
+SMALL = small(max_length=48, batch_size=8, gradient_accumulation_steps=2, redeal=True, ranking_size=4, dropout=.1)
+# 80 rows: 5 steps an epoch, 3 epochs unless a test says otherwise
 
 
 @pytest.fixture

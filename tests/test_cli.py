@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import responserank.llm.trainer  # noqa: F401 (transformers may print when it is first imported; not inside a test, please)
+from small import small
 from responserank.cli import _explain, main, _method_lines
 from responserank.llm.methods import METHODS
 from waiting import wait_for
@@ -28,6 +29,15 @@ def test_every_command_has_help_with_an_example(command):
     done = run(command, "--help")
     assert done.exit_code == 0
     assert f"  responserank {command}" in done.output and "Example" in done.output
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_help_names_every_preset_and_wandb_mode(command):
+    """The command line imports no chapter for its help, so the help repeats names of their tables."""
+    from responserank.llm.methods import PRESETS
+    from responserank.llm.trainer import WANDB_MODES
+    says = run(command, "--help").output
+    for name in [*PRESETS, *WANDB_MODES]: assert name in says, name
 
 
 @pytest.mark.parametrize("words, says", [
@@ -91,7 +101,7 @@ def test_training_two_methods_prints_the_gain_and_then_reads_the_files(tmp_path)
     pairs = [{"chosen": f"a good answer to {i}", "rejected": f"a bad one to {i}", "strength": i} for i in range(60)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(p) for p in pairs))
     words = ["train", "bt", "rr", "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "runs"), "--wandb-mode", "disabled",
-             "--overrides", "epochs=1 batch_size=16 vocab_size=300 hidden_size=16"]
+             "--overrides", small(epochs=1, batch_size=16)]
     first = run(*words)
     assert first.exit_code == 0, first.output
     starts = [line.split(" ")[0] for line in first.stdout.splitlines()]

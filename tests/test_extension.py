@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
+from small import SHAPE
 from responserank.llm.methods import LOSSES, resolve_settings
 from responserank.llm.preferences import SIGNALS
 from responserank.llm.trainer import train
 from responserank.settings import UserError
 
-SMALL = dict(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, vocab_size=300, batch_size=16, epochs=1)
+SMALL = SHAPE | dict(batch_size=16, epochs=1)
 
 
 @pytest.fixture

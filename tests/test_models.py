@@ -8,6 +8,7 @@ import textwrap
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from small import small
 from llama import save_llama
 from test_rewardbench import jsonl, second
 
@@ -49,7 +50,7 @@ BAD = {
     "empty folder": ("empty", start, "can't be loaded"),
     "scored without a head": ("base", load_classifier, "has no reward head (LlamaForCausalLM)"),
     "scored with another": ("head3", load_classifier, "give a reward model"),
-    "not on the hub": ("../nobody", lambda p: load_classifier("nobody/nothing"), "neither a local folder nor within reach on the hub"),
+    "not on the hub": ("../nobody", lambda p: load_classifier("nobody/nothing"), "model nobody/nothing: "),
 }
 
 
@@ -97,9 +98,9 @@ def test_a_gated_model_without_a_token_and_a_hub_that_is_not_there(tmp_path):
                           env=env | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done.stdout + done.stderr[-3000:]
-    assert "is gated: accept its licence" in lines[0] and "hf auth login" in lines[0] and "Llama-3.1-8B" in lines[0]
+    assert "is gated: accept its terms" in lines[0] and "hf auth login" in lines[0] and "Llama-3.1-8B" in lines[0]
     assert "allenai/reward-bench-2: is gated" in lines[1] or "allenai/reward-bench-2" in lines[1]
-    assert "SmolLM2" in lines[2] and "give a local folder (model=PATH)" in lines[2]
+    assert "SmolLM2" in lines[2] and "give a local file or folder" in lines[2]
     assert "Retrying" not in done.stderr  # the line stands alone
 
 
@@ -115,7 +116,7 @@ def run(*words): return CliRunner().invoke(main, [str(w) for w in words])
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     tok = train_tokenizer(["good answer bad answer question"] * 50, 300)
-    model = load_model(resolve_settings("bt", overrides="hidden_size=16 num_layers=1 num_heads=2 vocab_size=300"), tok, 0)
+    model = load_model(resolve_settings("bt", overrides=small()), tok, 0)
     return save_classifier(model, tok, tmp_path_factory.mktemp("run") / "model")
 
 
@@ -161,6 +162,6 @@ def test_bad_scoring_is_one_line(saved, folder, tmp_path):
     for words, says in [((saved,), "give a FILE"), ((saved, tmp_path / "no.csv"), "no such file"), ((saved, tmp_path / "odd.jsonl"), "no texts to score"),
                         ((saved, tmp_path / "gap.jsonl"), "row 2, column 'text'"), ((folder / "base", tmp_path / "gap.jsonl"), "has no reward head"),
                         ((saved, "--rewardbench", "3"), "use 1, 2, both"), ((saved, tmp_path / "gap.jsonl", "--out", "x.txt"), ".csv or .jsonl"),
-                        (("no/model", tmp_path / "gap.jsonl"), "neither a local folder")]:
+                        (("no/model", tmp_path / "gap.jsonl"), "model no/model: ")]:
         done = run("score", *words)
         assert done.exit_code == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and says in done.stderr, (words, done.output)

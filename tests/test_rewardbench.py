@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from small import small
 from responserank.llm import rewardbench as B
 from responserank.llm import trainer as T
 from responserank.llm.methods import resolve_settings
 from responserank.llm.models import load_model, train_tokenizer
 from responserank.settings import UserError
 
-SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 epochs=3"
+SMALL = small(max_length=48, epochs=3)
 
 
 def first(per_subset=2):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import waiting
 
+from small import small
 from responserank.runs import run_status
 
 SCRIPT = str(Path(sys.executable).with_name("responserank"))
@@ -36,7 +37,7 @@ def sweep(root, slurm, tmp_path):
 
     def call(*more, epochs, seeds="0-2"):
         words = ["sweep", "--methods", "rr", "--seeds", seeds, "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "runs", "--wandb-mode", "disabled",
-                 "--overrides", f"batch_size=16 vocab_size=300 hidden_size=16 epochs={epochs}", *more]
+                 "--overrides", small(batch_size=16, epochs=epochs), *more]
         return subprocess.run([SCRIPT, *map(str, words)], cwd=root, env=slurm, capture_output=True, text=True, timeout=120)
     return call
 

@@ -11,6 +11,7 @@ import pytest
 import test_rewardbench
 import torch
 
+from small import small
 from responserank.llm import optimizer_step as S
 from responserank.llm import trainer as T
 
@@ -92,8 +93,7 @@ def test_more_processes_than_micro_batches_is_one_line(monkeypatch, tmp_path):
         S.training_arguments(T.resolve_settings("bt", overrides="batch_size=16 gradient_accumulation_steps=4"), tmp_path, 0)
 
 
-SMALL = ("hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48 batch_size=8 "
-         "gradient_accumulation_steps=3 epochs=2 checkpoint_steps=3 loss_scope=")
+SMALL = small(max_length=48, batch_size=8, gradient_accumulation_steps=3, epochs=2, checkpoint_steps=3) + " loss_scope="
 
 
 @pytest.mark.parametrize("start", [("--no-python", Path(sys.executable).with_name("responserank")), SHARDED], ids=["copied", "spread by FSDP"])

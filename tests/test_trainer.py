@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
+from small import SHAPE, small
 from responserank.llm import trainer as T
 from responserank.llm.methods import resolve_settings
 from responserank.llm.models import train_tokenizer
 from responserank.settings import UserError
 from waiting import wait_for
 
-SMALL = "hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32 vocab_size=300 max_length=48"
+SMALL = small(max_length=48)
 
 
 @pytest.fixture
@@ -46,9 +47,8 @@ def tiny_run(pairs, tmp_path):
 def gradient(layout, wrong=1, monkeypatch=None, **overrides):
     """The step's gradient before clipping for the same 64 comparisons in 16 rankings of four."""
     batch, accumulation = layout
-    settings = resolve_settings("rr_agree", overrides=dict(
-        epochs=1, max_grad_norm=0, hidden_size=16, num_layers=1, num_heads=2, vocab_size=300, batch_size=batch,
-        gradient_accumulation_steps=accumulation, **overrides))
+    settings = resolve_settings("rr_agree", overrides=SHAPE | dict(
+        epochs=1, max_grad_norm=0, batch_size=batch, gradient_accumulation_steps=accumulation, **overrides))
     g = np.random.default_rng(1)
     rows = [dict(chosen_ids=g.integers(2, 250, 4 + i % 7), rejected_ids=g.integers(2, 250, 4 + i % 5), rank=float(i // 16),
                  ranking=i % 16, target=1.0, index=i) for i in range(64)]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from small import small
+
 NOT_NEEDED = ("nbdev", "papermill", "jupyterlab", "IPython", "ipykernel", "pytest", "wandb")
 UV = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
@@ -78,7 +80,7 @@ def responserank(environment, tmp_path_factory):
     return command
 
 
-SMALL = "epochs=1 hidden_size=16 num_heads=2 intermediate_size=32 num_layers=1 max_length=64"
+SMALL = small(epochs=1, max_length=64)
 
 
 def test_the_environment_has_what_is_needed_and_no_more(responserank):

@@ -20,7 +20,7 @@ from .batches import pad_right, share_among_devices
 from .methods import Settings, resolve_settings
 from .preferences import encode_texts, render_chat
 from .formats import find_column, frame_in_memory, unique_ids
-from ..tables import read_table, silence_loggers, text_column
+from ..tables import hub_error, read_table, silence_loggers, text_column
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
 def train_tokenizer(
@@ -80,10 +80,7 @@ def _from_hub(
     except Exception as e: # whatever the libraries raise: a broken folder alone gives five kinds
         if Path(name).exists():
             raise UserError(f"model folder {name!r} can't be loaded: {(str(e) or type(e).__name__).splitlines()[0]}") from e
-        if "gated" in str(e).lower():
-            raise UserError(f"model {name!r} is gated: accept its licence on its page and log in with `hf auth login`") from e
-        raise UserError(f"model {name!r} is neither a local folder nor within reach on the hub: "
-                        "check the name and the connection, or give a local folder (model=PATH)") from e
+        raise hub_error(f"model {name}", e, "model") from e
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-010
 def _scratch_config(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_words', 'read_methods', 'read_seeds', 'read_fractions', 'sweep_grid', 'grid_name', 'note_grid', 'status_table',
-           'data_name', 'status_lines', 'sweep', 'array_tasks', 'slurm_ranges', 'array_script', 'submit', 'take_share',
-           'grid_lines']
+           'data_name', 'status_lines', 'sweep', 'array_tasks', 'array_script', 'submit', 'take_share', 'grid_lines']
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-002
 import contextlib, fnmatch, hashlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, time
@@ -18,6 +17,7 @@ from ..settings import UserError, check_name
 from ..files import canonical_json, read_json, repo_root, write_json
 from .methods import METHODS, METHOD_ROWS, PRESETS, resolve_settings
 from .workers import CAN_FORK, Workers
+from ..tables import TABLE_SUFFIXES, format_ranges
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-005
 def split_words(text: str | list) -> list[str]: # "bt,rr_agree" or "bt rr_agree" or a list
@@ -139,15 +139,12 @@ def status_table(
     return table.replace({"status": {"empty": "waiting", "dry_run": "waiting"}})
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-015
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
-
 def data_name(data: str) -> str: # "simulated", the stem of a file, the name of a folder, a name on the hub
     "Name data without saying where they lie."
     path = Path(str(data))
-    local = path.is_absolute() or str(data).startswith((".", "~")) or path.suffix.lower() in _DATA_SUFFIXES or (repo_root() / path).exists()
-    if not local: return str(data)
-    while path.suffix.lower() in _DATA_SUFFIXES: path = path.with_suffix("")
-    return path.name
+    suffix = next((s for s in TABLE_SUFFIXES if path.name.lower().endswith(s)), "")
+    local = path.is_absolute() or str(data).startswith((".", "~")) or suffix or (repo_root() / path).exists()
+    return path.name[:len(path.name) - len(suffix)] if local else str(data)
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-018
 def _time_left(table: pd.DataFrame) -> float: # seconds; NaN where nothing can be said
@@ -286,12 +283,6 @@ def array_tasks(
     unfinished = [i for i, run in enumerate(runs["run"]) if run_status(out / run)[0] != "finished"]
     return sorted({i % n for i in unfinished}), n
 
-def slurm_ranges(numbers: list[int]) -> str: # "0-3,7"
-    "Write sorted numbers as SLURM does."
-    cuts = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1), len(numbers)]
-    parts = [numbers[a:b] for a, b in zip(cuts, cuts[1:])]
-    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts if p)
-
 def array_script(
     tasks: list[int],
     of: int, # tasks in all
@@ -302,7 +293,7 @@ def array_script(
 ) -> str:
     "Write the script of an array job."
     command = f"{shlex.quote(sys.executable)} -c 'from responserank.cli import main; main()'"
-    lines = ["#!/bin/bash", "#SBATCH --job-name=responserank", f"#SBATCH --array={slurm_ranges(tasks)}%{workers}",
+    lines = ["#!/bin/bash", "#SBATCH --job-name=responserank", f"#SBATCH --array={format_ranges(tasks, ',')}%{workers}",
              f"#SBATCH --output={folder}/%A_%a.log",
              "#SBATCH --open-mode=append", "#SBATCH --requeue", *(f"#SBATCH {option}" for option in options),
              f"# {len(tasks)} tasks, {workers} at a time; each does every {of}th run of the grid from its own number on, "
