@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MIN_PREFIX', 'PASS_COST_TOKENS', 'SHARING_GAIN', 'common_prefixes', 'attention_width', 'row_cost', 'SharedRow',
            'share_prefixes', 'Pass', 'pass_cost', 'pass_memory', 'plan_passes', 'shared_inputs', 'separating_mask',
-           'score_shared']
+           'score_shared', 'may_share']
 
 # %% ../../nbs/24b_llm_shared_prompts.ipynb #share-002
-import functools, warnings, weakref
+import warnings, weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 import numpy as np, torch
@@ -96,9 +96,6 @@ class Pass(NamedTuple):
     texts: np.ndarray # (n,) their numbers, in the order of the rewards
     rows: list | None = None # of `SharedRow`; None: a row per text
 
-def _widths(rows, lengths): # of a pass's rows
-    return np.array([r.width for r in rows])
-
 def pass_cost(
     widths: np.ndarray, # (rows,) tokens of each row
     attention: float, # tokens, as of `attention_width`
@@ -113,10 +110,10 @@ def pass_memory(
     rows: int,
     width: int, # tokens
     token_bytes: float, # that the model keeps per token: activations for the backward pass
-    mask_bytes: int = 4, # of a number of the mask
+    pair_bytes: float = 4, # per pair of tokens in a row: the mask's number; eager attention keeps scores, too, of each head and layer
 ) -> float: # bytes
     "Predict the memory of a shared pass: its tokens' and the mask's."
-    return rows * width * (token_bytes + mask_bytes * width)
+    return rows * width * (token_bytes + pair_bytes * width)
 
 # %% ../../nbs/24b_llm_shared_prompts.ipynb #share-018
 SHARING_GAIN = .9 # shared passes are taken if they are predicted to cost less than this share of separate ones
@@ -140,7 +137,7 @@ def plan_passes(
     parts = cut(widths)
     before = sum(pass_cost(lengths[p.texts], attention, False) for p in separate)
     after = sum(pass_cost(widths[part], attention, any(len(rows[i].texts) > 1 for i in part)) for part in parts)
-    if after > SHARING_GAIN * before or not _may_share(model, pad_token_id): return separate
+    if after > SHARING_GAIN * before or not may_share(model, pad_token_id): return separate
     return [_pass_of([rows[i] for i in part]) for part in parts]
 
 def _pass_of(rows: list) -> Pass: # a pass whose rows share nothing is an ordinary one
@@ -178,7 +175,7 @@ def shared_inputs(
 
 def separating_mask(
     owner: Tensor, # (rows, width): 0 the prompt, then the texts' numbers, −1 padding
-    dtype: torch.dtype, # of the attention's inputs
+    dtype: torch.dtype, # of the model's weights
 ) -> Tensor: # (rows, 1, width, width): 0 where a token may see another, the dtype's least number elsewhere
     "Return a mask under which a token sees what comes before it in the prompt and in its own text."
     sees = (owner[:, None, :] == owner[:, :, None]) | (owner[:, None, :] == 0)
@@ -190,10 +187,8 @@ def _reward_head(model): # None where there is no head that scores every token
     "Return the module called `score`."
     return next((m for name, m in model.named_modules() if name.rsplit(".")[-1] == "score"), None)
 
-def _attention_dtype(model) -> torch.dtype:
-    "Return the type in which attention computes: that of mixed precision, or the weights'."
-    mixed = getattr(model, "_attention_dtype", None)
-    return mixed or next(p.dtype for p in model.parameters() if p.is_floating_point())
+def _dtype(model) -> torch.dtype: # of its weights
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 def score_shared(
     model: torch.nn.Module, # a one-output sequence classifier
@@ -204,7 +199,7 @@ def score_shared(
     ids, column, present = inputs["input_ids"], inputs["column"], inputs["present"]
     line = torch.arange(len(ids), device=ids.device)[:, None]
     def _rewards_everywhere(head, args, out): return out[line, column, 0][:, None].expand(*ids.shape, column.shape[1])
-    if mask is None: mask = separating_mask(inputs["owner"], _attention_dtype(model))
+    if mask is None: mask = separating_mask(inputs["owner"], _dtype(model))
     hook = _reward_head(model).register_forward_hook(_rewards_everywhere)
     try: return model(input_ids=ids, attention_mask=mask, position_ids=inputs["position_ids"]).logits[present]
     finally: hook.remove()
@@ -229,7 +224,7 @@ def _scores_both_ways(
     ids = np.resize(ids[ids != pad_token_id], 48)
     texts = [ids[:32], np.concatenate([ids[:16], ids[32:48]])] # a prompt of 16 tokens, two answers of 16
     row = {k: v.to(device) for k, v in shared_inputs([SharedRow((0, 1), 16, 48, 0.)], texts, pad_token_id).items()}
-    mask = separating_mask(row["owner"], _attention_dtype(model))
+    mask = separating_mask(row["owner"], _dtype(model))
     causal = separating_mask(torch.zeros_like(row["owner"]), mask.dtype)
     straight = torch.arange(48, device=device)[None]
     apart = _states(model, [[31], [31]], input_ids=torch.from_numpy(np.stack(texts)).to(device),
@@ -259,7 +254,7 @@ def _refusal(
 
 _refusals = weakref.WeakKeyDictionary() # first layer of a model → why it can't share prompts
 
-def _may_share(model: torch.nn.Module, pad_token_id: int) -> bool:
+def may_share(model: torch.nn.Module, pad_token_id: int) -> bool:
     "Return whether a model may share prompts; found out once, and where it may not, said once."
     first = next(m for m in model.modules() if not any(True for _ in m.children())) # the same under any wrapper
     if first not in _refusals:
