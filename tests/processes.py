@@ -14,21 +14,28 @@ from responserank.llm.optimizer_step import RankingTrainer, distributed_rank, tr
 from transformers import TrainerCallback
 
 SMALL = SHAPE | dict(epochs=1, max_grad_norm=0)
+PROMPT = 70  # tokens: more than are needed for sharing
 CASES = {  # name: comparisons, rankings, divisor wrong by, settings
     "micro": (64, 16, 1, dict(batch_size=16, gradient_accumulation_steps=4)),
     "step": (64, 16, 1, dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")),
     "step, a ranking over all": (64, 1, 1, dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")),
     "micro, uneven": (40, 20, 1, dict(batch_size=16, gradient_accumulation_steps=3)),
     "step, uneven": (40, 1, 1, dict(batch_size=5, gradient_accumulation_steps=9, loss_scope="step")),
+    "micro, shared prompts": (40, 20, 1, dict(batch_size=8, gradient_accumulation_steps=5, share_prompts="auto")),
+    "step, shared prompts": (40, 1, 1, dict(batch_size=8, gradient_accumulation_steps=5, loss_scope="step", share_prompts="auto")),
     "off by 4": (64, 16, 4, dict(batch_size=16, gradient_accumulation_steps=4)),
     "off by the devices": (64, 16, 2, dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")),
 }
 
 
-def rows_of(n, rankings, seed=1):
+def rows_of(n, rankings, seed=1, prompt=0):
     g = np.random.default_rng(seed)
-    return [dict(chosen_ids=g.integers(2, 250, 4 + i % 7), rejected_ids=g.integers(2, 250, 4 + i % 40), rank=float(i // rankings),
+    rows = [dict(chosen_ids=g.integers(2, 250, 4 + i % 7), rejected_ids=g.integers(2, 250, 4 + i % 40), rank=float(i // rankings),
                  ranking=i % rankings, target=1.0, index=i) for i in range(n)]
+    for row in rows if prompt else []:
+        start = g.integers(2, 250, prompt + row["index"] % 9)
+        row |= {side: np.concatenate([start, row[side]]) for side in ("chosen_ids", "rejected_ids")}
+    return rows
 
 
 class Catch(TrainerCallback):
@@ -58,7 +65,7 @@ def step(rows, settings, dtype=torch.float64, wrong=1, prepare=lambda trainer: N
 
 def case(name):
     n, rankings, wrong, settings = CASES[name]
-    return step(rows_of(n, rankings), settings | dict(eval_tokens=12), wrong=wrong)
+    return step(rows_of(n, rankings, prompt=PROMPT * ("shared" in name)), settings | dict(eval_tokens=12), wrong=wrong)
 
 
 def save_cases(folder):

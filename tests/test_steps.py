@@ -41,10 +41,11 @@ def two(request, tmp_path_factory):
 @pytest.mark.parametrize("name", P.CASES)
 def test_two_processes_do_what_one_does(two, name):
     n, rankings, wrong, settings = P.CASES[name]
-    one = P.step(P.rows_of(n, rankings), settings | dict(eval_tokens=12))
+    rows = P.rows_of(n, rankings, prompt=P.PROMPT * ("shared" in name))
+    one = P.step(rows, settings | dict(eval_tokens=12, share_prompts="never"))  # whether prompts are shared changes nothing either
     for found in (({k: t[f"{name}/{k}"] for k in one} for t in two)):
         if wrong == 1:
-            assert apart(found["gradient"], one["gradient"]) < 1e-9
+            assert apart(found["gradient"], one["gradient"]) < (1e-7 if "shared" in name else 1e-9)  # a Llama's norms are in single precision
             assert float(found["loss"]) == pytest.approx(one["loss"], rel=1e-6)
             np.testing.assert_allclose(found["rewards"], one["rewards"], rtol=1e-6, atol=1e-9)
         else:

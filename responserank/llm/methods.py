@@ -53,6 +53,7 @@ class DataSettings:
     packer: Literal["best_fit", "slice"] = "best_fit"
     loss_scope: Literal["micro_batch", "step"] = "micro_batch" # what one loss evaluation sees
     eval_tokens: int = 16384 # padded tokens in an evaluation batch
+    share_prompts: Literal["auto", "never"] = "auto" # compute common beginnings of texts once where that pays; no part of a run's identity
     evaluate: Literal["epochs", "end"] = "epochs" # score the test rows after each epoch, or once; no part of a run's identity
 
 # %% ../../nbs/23_llm_methods.ipynb #cell-009
@@ -237,10 +238,10 @@ HASHED_NAMES["dealing"] = "split" # renamed after runs had been published
 # %% ../../nbs/23_llm_methods.ipynb #hashed-03
 @patch
 def identity(self: Settings) -> dict: # hashed name → value
-    "Return the settings that make two runs the same method, as they are hashed: all but the fraction."
+    "Return the settings that make two runs the same method, as they are hashed: all but the fraction and `share_prompts`."
     defaults = {f.name: f.default for f in dataclasses.fields(self)}
     return {HASHED_NAMES.get(k, k): v for k, v in dataclasses.asdict(self).items()
-            if k != "fraction" and (k in HASHED_NAMES or v != defaults[k])}
+            if k not in ("fraction", "share_prompts") and (k in HASHED_NAMES or v != defaults[k])}
 
 @patch
 def record(self: Settings) -> dict: # field → value
@@ -415,7 +416,7 @@ def _method_differences(
 # %% ../../nbs/23_llm_methods.ipynb #cell-046
 PRESETS = {
     "tiny": dict(model="scratch", vocab_size=1000, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256, max_length=256,
-                 split_by="prompt",
+                 split_by="prompt", share_prompts="never",
                  epochs=6, batch_size=64, gradient_accumulation_steps=1, learning_rate=1e-3, eval_tokens=4096),
     "small": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", max_length=1024, split_by="prompt",
                   epochs=3, batch_size=16, gradient_accumulation_steps=4, learning_rate=5e-5, gradient_checkpointing=False),

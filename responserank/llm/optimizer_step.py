@@ -6,7 +6,7 @@
 __all__ = ['RankingTrainer', 'cut_by_length', 'distributed_rank', 'training_arguments']
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-002
-import contextlib, math, os, time, warnings
+import contextlib, functools, math, os, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -16,7 +16,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ..settings import UserError
 from .batches import PreferenceCollator, RankingBatchSampler, share_among_devices
 from .methods import LOSSES, Settings
-from .models import evaluate_rewards, score_batch, score_tokens
+from .models import evaluate_rewards, score_pass, score_tokens
+from .shared_prompts import PASS_COST_TOKENS, Pass, may_share, plan_passes
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-005
 def _batch_loss(
@@ -89,15 +90,13 @@ def _equal_parts(
     part = (np.cumsum(lengths[order]) - lengths[order] / 2) * parts // max(lengths.sum(), 1)
     return [order[part == p] for p in range(parts) if (part == p).any()]
 
-_PASS_COST_TOKENS = 512 # tokens: what a pass through the model costs beyond its own
-
 def cut_by_length(
     lengths: np.ndarray, # (n,) tokens of each text
     parts: int = 1, # at least this many; fewer only where there are fewer texts
 ) -> list: # arrays of row numbers, the shortest texts first
     "Return texts, sorted by length, in `parts` passes, or in up to eight times as many where that saves padding."
     choices = [_equal_parts(lengths, parts * k) for k in (1, 2, 4, 8)]
-    return min(choices, key=lambda choice: sum(len(rows) * lengths[rows].max() + _PASS_COST_TOKENS for rows in choice))
+    return min(choices, key=lambda choice: sum(len(rows) * lengths[rows].max() + PASS_COST_TOKENS for rows in choice))
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-017
 @patch(as_prop=True)
@@ -106,16 +105,19 @@ def sharded(self: RankingTrainer) -> bool:
     return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
 @patch
-def plan_passes(self: RankingTrainer,
-    lengths: np.ndarray, # (n,) tokens of each text of the batch
-) -> list: # (row numbers, width) of each pass of this device
+def device_passes(self: RankingTrainer,
+    texts: list, # of the batch, as int64 arrays of token ids
+) -> list: # of `Pass`
     "Return this device's passes through the model for one batch."
-    s, a = self.settings, self.accelerator
+    s, a, nothing = self.settings, self.accelerator, Pass(np.zeros(0, int))
+    if self.sharded and s.share_prompts == "auto": may_share(self.model_wrapped, self.pad_token_id) # all devices ask together
+    plan = functools.partial(plan_passes, self.model_wrapped if self.sharded else self.model, texts,
+                             pad_token_id=self.pad_token_id, share_prompts=s.share_prompts)
     if s.loss_scope == "step":
         fewest = -(-s.gradient_accumulation_steps // a.num_processes) * a.num_processes
-        parts = share_among_devices(cut_by_length(lengths, fewest), a.process_index, a.num_processes, np.zeros(0, int))
-    else: parts = [np.arange(len(lengths))] if self.sharded or not len(lengths) else cut_by_length(lengths)
-    return [(torch.from_numpy(rows), int(lengths[rows].max(initial=0))) for rows in parts]
+        return share_among_devices(plan(lambda widths: cut_by_length(widths, fewest)), a.process_index, a.num_processes, nothing)
+    if not texts: return [nothing]
+    return plan((lambda widths: [np.arange(len(widths))]) if self.sharded else cut_by_length)
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-019
 @contextlib.contextmanager
@@ -195,15 +197,13 @@ def training_step(self: RankingTrainer,
 ) -> Tensor: # the share of this batch and device in the step's mean loss, times the devices, since `Trainer` logs their mean
     "Compute a batch's rewards pass by pass, and back-propagate its loss."
     model.train()
-    lengths = inputs["attention_mask"].sum(1).numpy()
-    inputs = self._prepare_inputs(inputs)
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    plan = self.plan_passes(lengths)
-    parts = [rows.to(ids.device) for rows, _ in plan]
+    texts = [row[:n] for row, n in zip(inputs["input_ids"].numpy(), inputs["attention_mask"].sum(1).tolist())]
+    inputs, plan = self._prepare_inputs(inputs), self.device_passes(texts)
+    parts = [torch.from_numpy(p.texts).to(inputs["input_ids"].device) for p in plan]
     def _score(i, last=True):
-        with self.no_sync(model, last): return score_batch(model, *(t[parts[i], :plan[i][1]] for t in (ids, mask)))
+        with self.no_sync(model, last): return score_pass(model, texts, plan[i], self.pad_token_id)
     loss_of = lambda rewards: self.step_loss(rewards, inputs, num_items_in_batch)
-    if self.settings.loss_scope == "step": return _step_in_parts(_score, parts, len(ids), loss_of, self.backward, self.gather)
+    if self.settings.loss_scope == "step": return _step_in_parts(_score, parts, len(texts), loss_of, self.backward, self.gather)
     scored = torch.cat([_score(i) for i in range(len(parts))])
     loss = loss_of(torch.empty_like(scored).scatter(0, torch.cat(parts), scored))
     self.backward(loss)
@@ -273,7 +273,7 @@ def evaluate(self: RankingTrainer,
     "Compute the rewards of the test rows and log their measures."
     start, n = time.time(), len(self.test)
     both = score_tokens(self.model_wrapped if self.sharded else self.model, [*self.test.tokens_a, *self.test.tokens_b], self.pad_token_id,
-                        self.settings.eval_tokens, self.accelerator)
+                        self.settings.eval_tokens, self.accelerator, share_prompts=self.settings.share_prompts)
     self.rewards = both[:n], both[n:]
     metrics = {f"{metric_key_prefix}_{k}": v for k, v in evaluate_rewards(self.test, *self.rewards).items()}
     self.control.should_evaluate = False

@@ -498,7 +498,8 @@ def _prepare_run(
     _same_everywhere(ready)
     about |= dict(data_report=ready.report | _batch_report(ready, about["seed"]) | bench_report(benches),
                   seconds=dict(data=time.time() - start))
-    return ready, RewardBench(benches, ready.tokenizer, when, tokens=settings.eval_tokens)
+    return ready, RewardBench(benches, ready.tokenizer, when, tokens=settings.eval_tokens,
+                                   share_prompts=settings.share_prompts)
 
 def _fit_run(
     ready: Prepared,
