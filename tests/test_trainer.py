@@ -239,3 +239,26 @@ def test_a_killed_run_is_told_apart_and_redone(blow, tiny_run, pairs, tmp_path):
     assert left == (["interrupted"] if blow == signal.SIGTERM else [])
     again = tiny_run(dry_run=True, overrides=SMALL + " epochs=2000")  # the dead claim does not stop the next worker
     assert again.metrics["status"] == "dry_run"
+
+
+@pytest.mark.parametrize("value, step", [(float("nan"), 1), (float("inf"), 4)])
+def test_a_diverged_run_fails_and_saves_no_model(tiny_run, tmp_path, monkeypatch, value, step):
+    """At the first step as after the first evaluation; the run is failed, and a sweep would not try it again."""
+    from responserank.llm.optimizer_step import RankingTrainer
+    honest, taken = RankingTrainer.step_loss, []
+    def diverge(self, *a, **k):
+        taken.append(1)
+        return honest(self, *a, **k) * (value if len(taken) >= step else 1.)
+    monkeypatch.setattr(RankingTrainer, "step_loss", diverge)
+    with pytest.raises(UserError, match=rf"training diverged at step {step}: the loss is {value} at learning rate .*try a lower learning_rate"):
+        tiny_run(overrides=SMALL + " batch_size=32 epochs=3", save_model=True)
+    (folder,) = (tmp_path / "runs").glob("*/*/*")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["status"] == "failed" and "diverged" in metrics["error"] and not (folder / "model").exists()
+
+
+def test_rewards_that_are_not_finite_are_no_result(tiny_run, monkeypatch):
+    from responserank.llm.optimizer_step import RankingTrainer
+    def spoiled(self, *a, **k): self.rewards = (np.array([np.nan]), np.array([0.]))
+    monkeypatch.setattr(RankingTrainer, "evaluate", spoiled)
+    with pytest.raises(UserError, match="rewards that are not finite"): tiny_run(overrides=SMALL + " epochs=1")

@@ -112,6 +112,18 @@ class _ProgressCallback(TrainerCallback):
         shown = {k.removeprefix("eval_"): f"{v:.3f}" for k, v in (logs or {}).items() if k in ("loss", "eval_accuracy", "eval_pdc")}
         if shown: self.bar.set_postfix(shown, refresh=False)
 
+# %% ../../nbs/25c_llm_trainer.ipynb #diverged-fn
+class _StopDiverged(TrainerCallback):
+    "Ends a run whose loss or gradient norm is not finite."
+    def on_log(self, args, state, control, logs: dict | None = None, **kwargs):
+        "Check the loss and the gradient norm of a step, before anything of it is saved."
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            value = (logs or {}).get(name, 0.)
+            if np.isfinite(float(value)): continue
+            rate = logs.get("learning_rate", args.learning_rate)
+            raise UserError(f"training diverged at step {state.global_step}: the {what} is {float(value)} at learning rate {rate:.3g}; "
+                            "try a lower learning_rate, a longer warm-up (warmup_ratio) or max_grad_norm=1")
+
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-016
 class _RedealCallback(TrainerCallback):
     "Deals the rankings anew before every epoch but the first."
@@ -224,7 +236,7 @@ def _make_trainer(
     s = ready.settings
     arguments = training_arguments(s, folder, model_seed) # before the model: FSDP and ZeRO say here how it is to be loaded
     model, rows = load_model(s, ready.tokenizer, model_seed), _chosen_rejected_rows(ready.rows)
-    own = [_ProgressCallback()] if distributed_rank()[0] == 0 else []
+    own = [_StopDiverged(), *([_ProgressCallback()] if distributed_rank()[0] == 0 else [])]
     if s.checkpoint_steps: own.append(_SaveAfterEvaluating())
     if s.redeal: own.append(_RedealCallback(ready, rows, seed))
     pad = ready.tokenizer.pad_token_id
@@ -259,6 +271,8 @@ def _fit_prepared(
     if ready.settings.checkpoint_steps and first: _note_origin(kept, last)
     trainer.train(resume_from_checkpoint=last)
     if trainer.rewards is None: trainer.evaluate()
+    if not all(np.isfinite(r).all() for r in trainer.rewards):
+        raise UserError("the trained model gives rewards that are not finite; try a lower learning_rate or max_grad_norm=1")
     seconds = time.time() - start
     curve, predictions = _curve_table(trainer.state.log_history), predictions_table(ready.test, *trainer.rewards)
     measures = {k: v for c in callbacks for k, v in getattr(c, "measures", {}).items()}
