@@ -93,6 +93,9 @@ def read_json(path: str | Path) -> object:
     except FileNotFoundError: raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as e: raise UserError(f"{path}: not UTF-8 text (byte {e.start})") from None
     except json.JSONDecodeError as e: raise UserError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
+    except RecursionError: raise UserError(f"{path}: lists or objects nested too deeply") from None
+    except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror or e})") from None
+    except ValueError as e: raise UserError(f"{path}: not valid JSON ({str(e).split(';')[0]})") from None
 
 # %% ../nbs/04b_files.ipynb #cell-034
 def _file_hash(path):

@@ -84,14 +84,18 @@ def _is_dead(
     return holder.get("place") == _place() and not _alive(holder["pid"], holder["started"])
 
 # %% ../nbs/04c_runs.ipynb #cell-043
+def _is_holder(found: object) -> bool: # found: what a claim file says
+    return (isinstance(found, dict) and isinstance(found.get("place"), list) and bool(found["place"]) and isinstance(found.get("pid"), int)
+            and isinstance(found.get("token"), str) and "started" in found and isinstance(found.get("facts") or {}, dict))
+
 def _claims(folder): # file name → (holder, time of the last heartbeat)
     found = {}
     for path in folder.glob("claim-*.json"):
-        try: beat, text = path.stat().st_mtime, path.read_text()
-        except FileNotFoundError: continue
-        try: holder = json.loads(text)
-        except json.JSONDecodeError: holder = {}
-        found[path.name] = (holder if isinstance(holder, dict) and {"place", "pid", "started", "token"} <= set(holder) else {}, beat)
+        try: beat = path.stat().st_mtime
+        except OSError: continue # gone, or a link to nowhere
+        try: holder = read_json(path)
+        except UserError: holder = {}
+        found[path.name] = (holder if _is_holder(holder) else {}, beat)
     return found
 
 def _create(path, draft): # fails with FileExistsError if `path` is there; it appears with all of its content
@@ -121,13 +125,31 @@ def _take(folder, me): # path of the new claim; None: the scene changed meanwhil
     return path
 
 # %% ../nbs/04c_runs.ipynb #cell-045
-def _metrics(folder): # what metrics.json says; {} without one
-    try:
-        metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
-        if not isinstance(metrics, dict) or metrics and "status" not in metrics:
-            raise UserError(f"{folder / 'metrics.json'}: not the metrics of a run")
-    except UserError as e: metrics = {"status": "corrupt", "error": str(e)}
+_KINDS = { # what metrics.json may say, and of which type
+    **dict.fromkeys(("settings", "eval", "train", "seconds", "versions", "git", "data_report"), dict),
+    **dict.fromkeys(("status", "method", "preset", "group", "error"), str), "fraction": (int, float), "seed": int}
+_STATUSES = ("finished", "failed", "interrupted", "dry_run")
+
+def _check_metrics(metrics: object) -> dict:
+    "Raise a `UserError` if something is not the metrics of a run."
+    if not isinstance(metrics, dict) or metrics and "status" not in metrics: raise UserError("not the metrics of a run")
+    for key, kind in _KINDS.items():
+        value = metrics.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(f"'{key}' is {type(value).__name__}, which it can't be")
+    if metrics and metrics["status"] not in _STATUSES: raise UserError(f"unknown status {str(metrics['status'])[:40]!r}")
+    scores = metrics.get("eval") or {}
+    if metrics.get("status") == "finished" and "accuracy" in scores and not isinstance(scores["accuracy"], (int, float)):
+        raise UserError("it is called finished, but has no accuracy")
     return metrics
+
+def _metrics(folder: Path) -> dict: # what metrics.json says; {} without one
+    "Read and check the metrics of a run; what can't be used is corrupt."
+    path = folder / "metrics.json"
+    try: return _check_metrics(read_json(path)) if os.path.lexists(path) else {}
+    except UserError as e:
+        said = str(e)
+        return {"status": "corrupt", "error": said if said.startswith(str(path)) else f"{path}: {said}"}
 
 def run_status(
     folder: str | Path,

@@ -57,7 +57,7 @@ def _run_row(
     metrics: dict, # as in metrics.json
 ) -> dict: # the columns of `_RUN_COLUMNS`
     "Make a run's row."
-    lacking = [k for k in ("method", "preset", "data", "fraction", "seed", "group", "settings") if k not in metrics]
+    lacking = [k for k in ("method", "preset", "data", "fraction", "seed", "group", "settings") if metrics.get(k) is None]
     if lacking: raise UserError(f"it lacks {', '.join(lacking)}")
     known = metrics | (metrics.get("data_report") or {}) | _score_columns(metrics.get("eval") or {})
     known |= dict(run_state=metrics["status"], data=data_name(metrics["data"]), overrides=_override_text(metrics))
@@ -74,6 +74,7 @@ def _collect_folders(
         status, metrics = resolve_status(folder)
         try:
             if status == "corrupt": raise UserError(metrics["error"])
+            if status == "finished" and not (folder / "curve.csv").exists(): raise UserError("its curve.csv is missing")
             if status in _ENDED: rows.append(_run_row(metrics | dict(status=status)))
             else: left[status] = left.get(status, 0) + 1
         except UserError as e: left["broken"].append(f"{folder.relative_to(out)}: {str(e).replace(f'{folder}/', '')}")
@@ -143,6 +144,7 @@ def collect(
     "Collect runs into a table, beside those that are there already."
     new, left = _collect_project(wandb, api) if wandb else _collect_folders(runs)
     path = None if out is None else repo_root() / out
+    if not len(new): return new, ["no runs that have ended there", *(f"not collected: {b}" for b in left["broken"])]
     old = _read_earlier_runs(path) if path is not None and path.exists() else _csv_text(new[:0])
     table, report = _merge_runs(old, new)
     if path is not None: write_csv(path, table)

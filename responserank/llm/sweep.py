@@ -9,7 +9,7 @@ __all__ = ['split_words', 'read_methods', 'read_seeds', 'read_fractions', 'sweep
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-002
 import contextlib, fnmatch, hashlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, time
 from collections import Counter, deque
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..runs import (HEARTBEAT_SECONDS, EXPIRY_SECONDS, Interrupted, interruptible, error_line, progress,
                                run_folder, run_folders, run_status, resolve_status, seconds_since_heartbeat)
@@ -106,16 +106,22 @@ def _noted_runs(out: Path) -> list[str]:
     "List the runs of all grids that were noted below a folder."
     found = []
     for path in sorted(out.glob("sweep-*.json")):
-        with contextlib.suppress(UserError, KeyError, TypeError): found += read_json(path)["runs"]
+        with contextlib.suppress(UserError, KeyError, TypeError): found += [r for r in read_json(path)["runs"] if _is_run(r)]
     return found
+
+def _is_run(name: object) -> bool: # "bt-0123abcd/0.3/1"
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    return len(parts) == 3 and ".." not in parts and not name.startswith("/")
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-013
 _STATES = ["finished", "running", "waiting", "interrupted", "failed", "dead", "corrupt"]
 
 def _read_progress(folder: Path) -> dict: # doing, done, total, left (seconds); empty where nothing is known
     "Read how far a run has come."
-    try: noted = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return {}
+    try: noted = read_json(folder / "progress.json")
+    except UserError: return {}
+    known = isinstance(noted, dict) and all(isinstance(noted.get(k), (int, float)) for k in ("seconds", "done", "total"))
+    if not known: return {}
     return noted | dict(left=noted["seconds"] / noted["done"] * (noted["total"] - noted["done"]) if noted["done"] else math.nan)
 
 def _run_state(
