@@ -126,7 +126,7 @@ def _take(folder, me): # path of the new claim; None: the scene changed meanwhil
 
 # %% ../nbs/04c_runs.ipynb #cell-045
 _KINDS = { # what metrics.json may say, and of which type
-    **dict.fromkeys(("settings", "eval", "train", "seconds", "versions", "git", "data_report"), dict),
+    **dict.fromkeys(("settings", "eval", "train", "seconds", "versions", "git"), dict),
     **dict.fromkeys(("status", "method", "preset", "group", "error"), str), "fraction": (int, float), "seed": int}
 _STATUSES = ("finished", "failed", "interrupted", "dry_run")
 

@@ -88,6 +88,6 @@ def test_odd_notes_of_grids(runs):
 
 def test_a_missing_curve_is_noticed_and_an_empty_folder_said(runs, tmp_path):
     (runs.root / "bt-00000001/1/1/curve.csv").unlink()
-    assert any("its curve.csv is missing" in line for line in collect(runs.root, None)[1])
+    assert any("1 finished runs have lost their curve.csv: bt-00000001/1/1" in line for line in collect(runs.root, None)[1])
     (tmp_path / "none").mkdir()
     assert collect(tmp_path / "none", None)[1] == ["no runs that have ended there"]

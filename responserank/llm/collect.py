@@ -59,6 +59,7 @@ def _run_row(
     "Make a run's row."
     lacking = [k for k in ("method", "preset", "data", "fraction", "seed", "group", "settings") if metrics.get(k) is None]
     if lacking: raise UserError(f"it lacks {', '.join(lacking)}")
+    if not isinstance(metrics.get("data_report") or {}, dict): raise UserError("'data_report' is no table of facts")
     known = metrics | (metrics.get("data_report") or {}) | _score_columns(metrics.get("eval") or {})
     known |= dict(run_state=metrics["status"], data=data_name(metrics["data"]), overrides=_override_text(metrics))
     return {c: known.get(c) for c in _RUN_COLUMNS}
@@ -68,14 +69,15 @@ def _collect_folders(
     out: str | Path, # a folder such as runs/
 ) -> tuple[pd.DataFrame, dict]: # one row per run that ended, `_RUN_COLUMNS`; what was left out, and why
     "Read the run folders below a folder into rows."
-    rows, left = [], dict(running=0, dry_run=0, broken=[])
+    rows, left = [], dict(running=0, dry_run=0, broken=[], no_curve=[])
     out = repo_root() / out
     for folder in run_folders(out):
         status, metrics = resolve_status(folder)
         try:
             if status == "corrupt": raise UserError(metrics["error"])
-            if status == "finished" and not (folder / "curve.csv").exists(): raise UserError("its curve.csv is missing")
-            if status in _ENDED: rows.append(_run_row(metrics | dict(status=status)))
+            if status in _ENDED:
+                rows.append(_run_row(metrics | dict(status=status)))
+                if status == "finished" and not (folder / "curve.csv").exists(): left["no_curve"].append(str(folder.relative_to(out)))
             else: left[status] = left.get(status, 0) + 1
         except UserError as e: left["broken"].append(f"{folder.relative_to(out)}: {str(e).replace(f'{folder}/', '')}")
     return pd.DataFrame(rows, columns=_RUN_COLUMNS), left
@@ -144,8 +146,8 @@ def collect(
     "Collect runs into a table, beside those that are there already."
     new, left = _collect_project(wandb, api) if wandb else _collect_folders(runs)
     path = None if out is None else repo_root() / out
-    if not len(new): return new, ["no runs that have ended there", *(f"not collected: {b}" for b in left["broken"])]
     old = _read_earlier_runs(path) if path is not None and path.exists() else _csv_text(new[:0])
+    if not len(new) and not len(old): return new, ["no runs that have ended there", *(f"not collected: {b}" for b in left["broken"])]
     table, report = _merge_runs(old, new)
     if path is not None: write_csv(path, table)
     return table, _collect_lines(table, new, left, report)
@@ -155,13 +157,14 @@ def _collect_lines(table: pd.DataFrame, new: pd.DataFrame, left: dict, report: d
     ended = new["run_state"].value_counts()
     lines = [f"{len(new)} runs read ({', '.join(f'{n} {s}' for s, n in ended.items()) or 'none'}), {len(table)} in the table: "
              f"{len(report['added'])} new, {len(report['kept'])} kept from before"]
-    not_ended = [f"{v} {k.replace('_', ' ')}" for k, v in left.items() if k != "broken" and v]
+    not_ended = [f"{v} {k.replace('_', ' ')}" for k, v in left.items() if k not in ("broken", "no_curve") and v]
     if not_ended: lines.append("without a row: " + ", ".join(not_ended))
     if report["replaced"]: lines.append(f"{len(report['replaced'])} rows have changed: {abbreviate(report['replaced'])}")
     if report["worse"]:
         lines.append(f"{len(report['worse'])} runs are no longer finished where they lie, their finished rows were kept: "
                      f"{abbreviate(report['worse'])}")
     lines += [f"not collected: {b}" for b in left["broken"]]
+    if without := left.get("no_curve"): lines.append(f"{len(without)} finished runs have lost their curve.csv: {abbreviate(without)}")
     lines += [f"the same point more than once: {p}" for p in duplicate_points(table)]
     return lines
 
