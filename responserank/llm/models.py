@@ -17,7 +17,7 @@ from ..metrics import accuracy, pearson_distance_correlation
 from ..settings import UserError
 from ..runs import progress
 from .batches import pad_right, share_among_devices
-from .shared_prompts import Pass, plan_passes, score_shared, shared_inputs
+from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
 from .preferences import encode_texts, render_chat
 from .formats import find_column, frame_in_memory, unique_ids
@@ -191,8 +191,8 @@ def score_pass(
     pad_token_id: int,
 ) -> torch.Tensor: # (n,) rewards, in the order of the pass's texts
     "Compute the rewards of the texts of one pass."
+    if one.rows is not None: return score_rows(model, one.rows, texts, pad_token_id)
     device = next(model.parameters()).device
-    if one.rows is not None: return score_shared(model, {k: t.to(device) for k, t in shared_inputs(one.rows, texts, pad_token_id).items()})
     return score_batch(model, *(t.to(device) for t in pad_right([texts[i] for i in one.texts], pad_token_id)))
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-022
