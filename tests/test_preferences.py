@@ -467,7 +467,7 @@ def test_data_in_memory_are_read_as_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("data, said", [
-    (datasets.DatasetDict(a=datasets.Dataset.from_list(pairs()), b=datasets.Dataset.from_list(pairs())), "has the splits a, b; give one of them"),
+    (datasets.DatasetDict(a=datasets.Dataset.from_list(pairs()), b=datasets.Dataset.from_list(pairs())), "has several splits for training, a, b"),
     ([], "the list: no rows"), ([pairs()[0], "no"], "the list, row 2: a dict is expected, found str"), (3.5, "data of type float: give a path"),
     (pairs(strength="much"), "the list, row 2, column 'strength': a finite number is expected"), ({}, "data of type dict: give a path")])
 def test_data_in_memory_that_are_refused(data, said):

@@ -20,7 +20,8 @@ from .batches import pad_right, share_among_devices
 from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
 from .preferences import encode_texts, render_chat
-from .formats import find_column, frame_in_memory, unique_ids
+from ..columns import find_column
+from .formats import frame_in_memory, unique_ids
 from ..tables import hub_error, read_table, silence_loggers, text_column
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
