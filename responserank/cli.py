@@ -181,7 +181,7 @@ def _train_command(methods: tuple, **parameters):
     from responserank.llm.methods import resolve_settings
     for method in methods: resolve_settings(method, parameters["preset"], parameters["overrides"]) # mistakes first
     from responserank.llm.trainer import train_once
-    from responserank.llm.optimizer_step import distributed_rank
+    from responserank.llm.batches import distributed_rank
     results = [train_once(method, **parameters) for method in methods]
     if distributed_rank()[0] == 0: _print_results(results) # under torchrun all processes get here
 

@@ -11,8 +11,9 @@ __all__ = ['train_tokenizer', 'load_tokenizer', 'load_model', 'add_lora', 'merge
 import os, shutil, tempfile, warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from pathlib import Path
-import numpy as np, pandas as pd, torch, transformers
+import numpy as np, pandas as pd, torch
 from ..metrics import accuracy, pearson_distance_correlation
 from ..settings import UserError
 from ..runs import progress
@@ -23,6 +24,7 @@ from .preferences import encode_texts, render_chat
 from ..columns import find_column
 from .formats import frame_in_memory, unique_ids
 from ..tables import hub_error, read_table, silence_loggers, text_column
+if TYPE_CHECKING: import transformers # slow to load, and needed to build or load a model only
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
 def train_tokenizer(
