@@ -302,8 +302,8 @@ def last_checkpoint(
     folder: Path, # a run's `checkpoints`
 ) -> str | None:
     "Return the newest checkpoint of a stopped run, if it kept any."
-    from transformers.trainer_utils import getlast_checkpoint
-    return getlast_checkpoint(str(folder)) if folder.is_dir() else None
+    from transformers.trainer_utils import get_last_checkpoint
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-031
 @patch
