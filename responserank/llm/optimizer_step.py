@@ -266,7 +266,7 @@ def training_arguments(
         accelerator_config=dict(gradient_accumulation_kwargs=dict(sync_each_batch=True)) if fsdp else None,
         save_strategy="steps" if s.checkpoint_steps else "no", save_steps=s.checkpoint_steps or 500)
 
-# %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-018
+# %% ../../nbs/25b_llm_optimizer_step.ipynb #8070835c
 def commit_checkpoint(
     part: Path, # a folder, complete
     final: Path, # its name from now on

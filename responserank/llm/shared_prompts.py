@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
-from .batches import pad_right
+from .batches import distributed_rank, pad_right
 
 # %% ../../nbs/24b_llm_shared_prompts.ipynb #share-007
 def common_prefixes(
@@ -63,6 +63,7 @@ class SharedRow(NamedTuple):
         pairs = w * w if dense else p * p / 2 + sum((n - p) * n for n in self.lengths)
         return (w + pairs / attention) / sum(n + n * n / (2 * attention) for n in self.lengths)
 
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-014
 def share_prefixes(
     texts: Sequence, # (n,) int64 arrays of token ids
     attention: float, # tokens, as of `attention_width`
@@ -86,7 +87,7 @@ def share_prefixes(
         gains.append(1.)
     return rows
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-017
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-018
 PASS_COST_TOKENS = 512 # tokens: what a pass through the model costs beyond its own
 
 class Pass(NamedTuple):
@@ -124,7 +125,7 @@ def separate_cost(
     masked = bool((lengths < width).any())
     return len(lengths) * width * (1 + width / (attention if masked else 2 * attention)) + PASS_COST_TOKENS
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-018
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-019
 SHARING_GAIN = .9 # shared passes are taken if they are predicted to cost less than this share of separate ones
 
 def plan_passes(
@@ -152,7 +153,7 @@ def _pass_of(rows: list) -> Pass: # a pass whose rows share nothing is an ordina
     texts = np.array([i for r in rows for i in r.texts], int)
     return Pass(texts, rows if len(texts) > len(rows) else None)
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-020
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-021
 def _last_token(text: np.ndarray, pad_token_id: int) -> int: # 0 where all are padding, as in transformers
     "Return the position of the last token that isn't padding."
     return int(np.flatnonzero(text != pad_token_id)[-1:].sum())
@@ -190,7 +191,7 @@ def separating_mask(
     sees &= torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=owner.device).tril()
     return torch.zeros(sees.shape, dtype=dtype, device=owner.device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-024
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-025
 class _Blocks(NamedTuple):
     "Where the blocks of a pass lie in its rows."
     prompt: int # columns from the first that prompts take at most
@@ -217,7 +218,7 @@ def _blocks(
     start = torch.arange(rows, device=device)[:, None] * (p + k * a)
     return _Blocks(p, answer, mask, (place + start).flatten())
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-025
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-026
 def _take(states: Tensor, index: Tensor) -> Tensor: # (rows, heads, width, size), (n,) → (n, heads, size)
     "Return tokens of rows by their number in all rows."
     return states.transpose(1, 2).flatten(0, 1).index_select(0, index)
@@ -238,7 +239,7 @@ def _attend(
     found = found.view(rows, k, heads, a, size).transpose(1, 2).flatten(2, 3)
     return _take(torch.cat([prompts, found], 2), blocks.place).view(rows, width, heads, size).transpose(1, 2)
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-029
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-030
 class _BlockAttention(torch.overrides.TorchFunctionMode):
     "Answers calls of attention under a pass's mask block by block."
     def __init__(self, mask: Tensor, blocks: _Blocks):
@@ -259,7 +260,7 @@ def takes_blocks(model: torch.nn.Module) -> bool:
     again = lambda m: getattr(m, "gradient_checkpointing", False) or type(m).__name__ == "CheckpointWrapper"
     return not (model.training and any(again(m) for m in model.modules()))
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-031
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-032
 def pass_memory(
     rows: list, # of `SharedRow`
     token_bytes: float, # that the model keeps per token of a text
@@ -272,7 +273,7 @@ def pass_memory(
     copies = (p + 2 * k * a + 2 * k * (p + a)) * state_bytes + k * a * (p + a) * number_bytes if blocks else 0
     return len(rows) * (width * token_bytes + width * width * number_bytes + copies)
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-034
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-035
 def _reward_head(model): # None where there is no head that scores every token
     "Return the module called `score`."
     return next((m for name, m in model.named_modules() if name.rsplit(".")[-1] == "score"), None)
@@ -308,7 +309,7 @@ def score_rows(
     inputs = {k: t.to(device) for k, t in shared_inputs(rows, texts, pad_token_id).items()}
     return score_shared(model, inputs, _block_sizes(rows) if blocks else None)
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-039
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-040
 def _states(model, columns, **inputs) -> Tensor: # (rows, columns, hidden) double
     "Return what the head reads at the given columns."
     seen = []
@@ -338,7 +339,7 @@ def _scores_both_ways(
     off, without_positions, without_mask = (found - apart).abs().amax((1, 2)).tolist()
     return 10 * off < without_positions and 10 * off < without_mask
 
-# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-040
+# %% ../../nbs/24b_llm_shared_prompts.ipynb #share-041
 def _refusal(
     model: torch.nn.Module,
     pad_token_id: int,
@@ -363,7 +364,7 @@ def may_share(model: torch.nn.Module, pad_token_id: int) -> bool:
     first = next(m for m in model.modules() if not any(True for _ in m.children())) # the same under any wrapper
     if first not in _refusals:
         _refusals[first] = _refusal(model, pad_token_id)
-        if _refusals[first]:
+        if _refusals[first] and distributed_rank()[0] == 0:
             warnings.warn(f"model {type(model).__name__}: prompts are computed for each answer, since {_refusals[first]}; "
                           "share_prompts=never doesn't ask", stacklevel=2)
     return not _refusals[first]
