@@ -102,7 +102,8 @@ def _score_command(model: str, file: str | None, rewardbench: str, out: str | No
                                               f"{'chosen' if 'chosen' in frame else 'A'} side", err=True)
     for bench in benches:
         click.echo(f"RewardBench {bench.version}, {len(bench.table)} rows:\n" +
-                   results_table(evaluate(loaded, bench, tokenizer, tokens=tokens)).to_string(index=False), err=bool(file) and out is None)
+                   results_table(evaluate(loaded, bench, tokenizer, tokens=tokens)).to_string(index=False),
+                   err=bool(file) and out is None)
 
 # %% ../nbs/90_command_line.ipynb #cell-011
 def _method_lines(
@@ -128,6 +129,20 @@ def _methods_command(csv: bool):
     if not csv: return click.echo("\n".join(_method_lines()))
     from responserank.llm.methods import methods_csv
     click.echo(methods_csv(), nl=False)
+
+# %% ../nbs/90_command_line.ipynb #reading-opts
+def _reading_options(command: Callable) -> Callable:
+    "Add the options that say how a file is read."
+    for option in reversed([
+        click.option("--columns", default="",
+                     help='What the columns hold: "prompt=Question a=Left b=Right preference=Choice seconds=end-start unit=ms".'),
+        click.option("--values", default="",
+                     help='What the values of a vote mean: "left=A right=B same=tie", or thresholds: "<0=A >0=B".'),
+        click.option("--ignore", default="", help="Columns that are left out on purpose."),
+        click.option("--bad-rows", default="refuse",
+                     help="refuse: stop at rows that can't be read; drop: leave them out, listed in dropped.csv."),
+    ]): command = option(command)
+    return command
 
 # %% ../nbs/90_command_line.ipynb #cell-015
 def _with_gains(
@@ -167,6 +182,8 @@ def _print_results(
 @click.option("--wandb-mode", default="offline", help="offline, online or disabled.")
 @click.option("--rewardbench", default="auto", help="1, 2, '1,2' or local copies; auto: both in preset paper.")
 @click.option("--overrides", default="", help='Any setting of the method: "epochs=2 ranking_size=4".')
+@_reading_options
+@click.option("--test-data", help="Test comparisons of your own: a file, a folder, NAME:split.  [default: some of --data are set apart]")
 def _train_command(methods: tuple, **parameters):
     """Train a reward model by each METHOD, evaluate it, and print its measures.
 
@@ -182,8 +199,10 @@ def _train_command(methods: tuple, **parameters):
     for method in methods: resolve_settings(method, parameters["preset"], parameters["overrides"]) # mistakes first
     from responserank.llm.trainer import train_once
     from responserank.llm.batches import distributed_rank
-    results = [train_once(method, **parameters) for method in methods]
-    if distributed_rank()[0] == 0: _print_results(results) # under torchrun all processes get here
+    first = distributed_rank()[0] == 0
+    say = (lambda line: click.echo(line, err=True)) if first and parameters["data"] != "simulated" else None
+    results = [train_once(method, **parameters, say=say if method == methods[0] else None) for method in methods]
+    if first: _print_results(results) # under torchrun all processes get here
 
 # %% ../nbs/90_command_line.ipynb #synth-b
 @main.command("synthetic")
@@ -226,13 +245,17 @@ def _grid_options(command: Callable) -> Callable:
         click.option("--preset", default="tiny", help="tiny, small or paper."),
         click.option("--data", default="simulated", help="simulated, or a file, a folder, a data set on the hub."),
         click.option("--overrides", multiple=True, help="Settings to change; given several times, each is a point of the grid."),
+        click.option("--test-data", default="", help="Test comparisons of your own: a file, a folder, NAME:split."),
         click.option("--out", default="runs", help="Run folders go below this one.")]): command = option(command)
-    return command
+    return _reading_options(command)
+
+_READING = ("columns", "values", "ignore", "bad_rows", "test_data")
 
 def _grid_words(grid: dict) -> list[str]: # ["--methods", "bt", …]
     "Write the options of a grid again."
-    values = {k: v if k == "overrides" else [v] for k, v in grid.items()}
-    return [word for k, vs in values.items() for v in vs for word in (f"--{k}", str(v))]
+    said = {k: v for k, v in grid.items() if k not in _READING or v and v != "refuse"}
+    values = {k: v if k == "overrides" else [v] for k, v in said.items()}
+    return [word for k, vs in values.items() for v in vs for word in (f"--{k.replace('_', '-')}", str(v))]
 
 # %% ../nbs/90_command_line.ipynb #grid-02
 def _print_sweep(done):
@@ -249,7 +272,8 @@ def _print_sweep(done):
 # %% ../nbs/90_command_line.ipynb #split-06
 @main.command("sweep")
 @_grid_options
-@click.option("--workers", type=click.IntRange(min=1), default=2, help="Runs at a time, of one thread each; with --slurm, tasks at a time.")
+@click.option("--workers", type=click.IntRange(min=1), default=2,
+              help="Runs at a time, of one thread each; with --slurm, tasks at a time.")
 @click.option("--slurm", is_flag=True, help="Submit the grid as one SLURM array.")
 @click.option("--sbatch", multiple=True, metavar="OPTION", help="With --slurm, an option of sbatch: --sbatch=--time=4:00:00.")
 @click.option("--share", metavar="I/N", help="Only every N-th run from the I-th on: what a task of an array does.")
@@ -272,11 +296,10 @@ def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, 
     from responserank.llm.trainer import WANDB_MODES
     from responserank.llm.workers import missing_notebook, train_notebook
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
-    options["overrides"] = options["overrides"] or ("",)
-    out = options["out"]
+    options |= dict(overrides=options["overrides"] or ("",))
     runs = chapter.sweep_grid(**{k: v for k, v in options.items() if k != "out"})
     if share: runs = chapter.take_share(runs, share)
-    folder, words = repo_root() / out, _grid_words(options)
+    folder, words = repo_root() / options["out"], _grid_words(options)
     lines = chapter.grid_lines(runs, folder)
     if slurm:
         words += ["--retries", str(retries), "--wandb-mode", wandb_mode]
@@ -285,7 +308,7 @@ def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, 
     if not share: chapter.note_grid(runs, folder, " ".join(words))
     if train_notebook() is None: click.echo(f"runs are done without a notebook: {missing_notebook()}", err=True)
     say = lambda line: None if sys.stderr.isatty() else click.echo(line, err=True) # a terminal has the bar
-    _print_sweep(chapter.sweep(runs, out, workers, retries, wandb_mode, say))
+    _print_sweep(chapter.sweep(runs, options["out"], workers, retries, wandb_mode, say))
 
 # %% ../nbs/90_command_line.ipynb #grid-03
 def _print_slurm(runs, folder, words: list[str], workers: int, options: tuple, lines: list[str], dry_run: bool):

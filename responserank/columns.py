@@ -210,13 +210,14 @@ def seconds_column(
 ) -> np.ndarray: # (n,) seconds
     "Read a column of durations."
     text = next((c for c in frame[column] if isinstance(c, str) and re.match(r"\s*\d{4}-\d\d-\d\d", c)), None)
-    if text: raise UserError(f"{location(name, column=column)}: {text!r} is a date, no duration; give two columns: --columns seconds=END-START")
+    place, hint = location(name, column=column), "give two columns: --columns seconds=END-START"
+    if text: raise UserError(f"{place}: {text!r} is a date, no duration; {hint}")
     value = number_column(frame, column, name, low=0, problems=problems, missing=missing)
     known = value[np.isfinite(value)]
     if unit is None and len(known):
         middle, whole = float(np.median(known)), bool((known == np.round(known)).all())
-        if middle > 1e8: raise UserError(f"{location(name, column=column)}: {middle:.0f} is a moment, no duration; give two columns: --columns seconds=END-START")
+        if middle > 1e8: raise UserError(f"{place}: {middle:.0f} is a moment, no duration; {hint}")
         if middle >= 1000 and whole:
-            raise UserError(f"{location(name, column=column)}: half of the times are {middle:g} or more, which looks like milliseconds: "
+            raise UserError(f"{place}: half of the times are {middle:g} or more, which looks like milliseconds: "
                             "say --columns unit=ms, or unit=s if they are seconds")
     return value * _UNITS[unit or "s"]

@@ -133,7 +133,11 @@ def _parse_json(text: str, name: str) -> pd.DataFrame:
 # %% ../nbs/06_tables.ipynb #cell-015
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
 
-def _csv_rows(text: str, name: str, separator: str) -> tuple[list[list[str]], list[int]]: # rows of cells; the line at which each begins, and the one after the last
+def _csv_rows(
+    text: str,
+    name: str, # of the file
+    separator: str,
+) -> tuple[list[list[str]], list[int]]: # rows of cells; the line at which each begins, and the one after the last
     "Cut a spreadsheet into rows of cells; blank lines are skipped."
     csv.field_size_limit(2**31 - 1)
     reader, rows, lines, last = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], [], 0
@@ -158,6 +162,7 @@ def _check_header(header: list[str], name: str, separator: str) -> None:
     again = next((c for c in header if header.count(c) > 1), None)
     if again is not None: raise UserError(f"{name}: two columns are called {again!r}; give each a name of its own")
 
+# %% ../nbs/06_tables.ipynb #9feca140
 def _check_swallowed(text: str, lines: list[int], columns: int, name: str, separator: str) -> None: # lines: where the rows begin
     "Raise if a row spans several lines of which each would be a whole row: a quote has swallowed them."
     spans = np.flatnonzero(np.diff(lines) > 1) if columns > 2 or separator == "\t" else []
@@ -165,8 +170,10 @@ def _check_swallowed(text: str, lines: list[int], columns: int, name: str, separ
     physical, least = io.StringIO(text, newline="").readlines(), 2 if separator == "\t" else 3 # a paragraph may well have two commas
     for i in spans:
         part = [line for line in physical[lines[i] - 1:lines[i + 1] - 1] if line.strip()]
-        if len(part) >= least and all(columns in (line.count(separator) + 1, len(next(csv.reader([line], delimiter=separator)))) for line in part):
-            raise UserError(f"{name}, line {lines[i]}: a quote opens in this row and closes in line {lines[i] + len(part) - 1}, and each of "
+        if len(part) >= least and all(columns in (line.count(separator) + 1, len(next(csv.reader([line],
+            delimiter=separator)))) for line in part):
+            last = lines[i] + len(part) - 1
+            raise UserError(f"{name}, line {lines[i]}: a quote opens in this row and closes in line {last}, and each of "
                             'these lines looks like a row of its own; a quote inside a cell must be doubled, and the cell quoted')
 
 def _parse_csv(text: str, name: str, separator: str = ",") -> pd.DataFrame: # the lines at which rows begin in `attrs["lines"]`
@@ -264,7 +271,8 @@ def choose_split(
         raise UserError(f"{source}: no split '{split}'; it has {', '.join(names)}")
     training = [s for s in names if not is_held_out(s)]
     if len(training) == 1: return training[0]
-    if not training: raise UserError(f"{source}: has the splits {', '.join(names)}, none for training; to use one all the same: {source}:{names[0]}")
+    if not training:
+        raise UserError(f"{source}: has the splits {', '.join(names)}, none for training; to use one all the same: {source}:{names[0]}")
     raise UserError(f"{source}: has several splits for training, {', '.join(training)}; name one: {source}:{training[0]}")
 
 # %% ../nbs/06_tables.ipynb #cell-024
@@ -476,7 +484,8 @@ def _message(message: dict) -> dict: # role, content, and the other fields that 
     role, content, others = message["role"], message.get("content"), {k: v for k, v in message.items() if k not in ("role", "content")}
     if isinstance(content, list): content = _join_parts(content)
     if content is None and others: content = ""
-    if not isinstance(role, str) or not isinstance(content, str): raise BadCell(f"a message needs a role and a content, found {str(message)[:60]}")
+    if not isinstance(role, str) or not isinstance(content,
+                                                   str): raise BadCell(f"a message needs a role and a content, found {str(message)[:60]}")
     if _UNPRINTABLE.search(content): raise BadCell(_bad_character(content))
     return {"role": role, "content": content, **others}
 
@@ -513,6 +522,7 @@ def _text_or_messages(
     if _UNPRINTABLE.search(value): raise BadCell(_bad_character(value))
     return value
 
+# %% ../nbs/06_tables.ipynb #43c2ef9c
 def is_turns(text: str | list) -> bool:
     "Return whether a cell that was read holds the texts of several turns."
     return isinstance(text, list) and bool(text) and isinstance(text[0], str)

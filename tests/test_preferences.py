@@ -49,7 +49,8 @@ def made(n, votes=4, seed=0, **columns):
     r = np.random.default_rng(seed)
     def lists(values): return list(values.reshape(n, votes))
     table = pd.DataFrame({
-        "id": [f"c{i:06d}" for i in range(n)], "prompt_id": [f"p{i // 3}" for i in range(n)], "prompt": "Q?", "completion_a": "a", "completion_b": "bb",
+        "id": [f"c{i:06d}" for i in range(n)], "prompt_id": [f"p{i // 3}" for i in range(n)], "prompt": "Q?",
+        "completion_a": [f"a{i}" for i in range(n)], "completion_b": [f"bb{i}" for i in range(n)],
         "preferences": lists(r.integers(-2, 3, n * votes).astype(np.int8)), "seconds": lists(r.lognormal(3, 1, n * votes)),
         "annotators": lists(np.char.mod("w%d", r.integers(0, 60, n * votes)).astype(object)), "length": r.integers(40, 900, n)})
     table["margin"] = [np.sign(p).mean() for p in table["preferences"]]
@@ -318,6 +319,37 @@ def test_topics_and_default_sizes():
     assert len(P.train_test_split(made(50), settings(split_by="comparison"), rng(0))[0]) == 40
 
 
+@pytest.mark.parametrize("by", ["comparison", "prompt"])
+def test_the_same_pair_never_stands_on_both_sides(by):
+    """Whatever the unit and the order of the two texts."""
+    table = made(200)
+    again = np.arange(200) // 4  # four comparisons of each pair, under prompts of their own names
+    table["completion_a"], table["completion_b"] = [f"a{k}" for k in again], [f"b{k}" for k in again]
+    swap = np.random.default_rng(1).random(200) < .5
+    table.loc[swap, ["completion_a", "completion_b"]] = table.loc[swap, ["completion_b", "completion_a"]].to_numpy()
+    train, test, report = P.train_test_split(table.assign(prompt_id=table["id"]), settings(split_by=by, test_size=40), rng(0))
+    assert report["shared_pairs"] == 0 == report["shared_texts"] and len(train) + 40 == 200
+    assert not set(map(frozenset, zip(train["completion_a"], train["completion_b"]))) & set(map(frozenset, zip(test["completion_a"], test["completion_b"])))
+
+
+def test_texts_held_out():
+    """Comparisons between a text that is held out and one that isn't are left out and counted; pairs of their own lose nothing."""
+    r = np.random.default_rng(0)
+    table = made(400)
+    table["completion_a"], table["completion_b"] = [f"t{k}" for k in r.integers(0, 20, 400)], [f"t{20 + k}" for k in r.integers(0, 20, 400)]
+    train, test, report = P.train_test_split(table, settings(split_by="text", test_size=40), rng(0))
+    texts = [set(t["completion_a"]) | set(t["completion_b"]) for t in (train, test)]
+    assert not texts[0] & texts[1] and report["shared_texts"] == 0 and report["across_the_split"] > 0
+    assert len(train) + report["across_the_split"] + report["test_rows"] + report["test_ties_dropped"] == 400
+    assert P.train_test_split(made(100), settings(split_by="text", test_size=20), rng(0))[2]["across_the_split"] <= 1
+
+
+def test_sides_that_the_template_makes_equal_are_left_out(tokenizer):
+    table = pd.concat([two(), two().assign(completion_a="same", completion_b=" same").head(1)], ignore_index=True)
+    kept, report = P.tokenize(table, tokenizer(), 30)
+    assert len(kept) == 2 and report["equal_sides"] == 1
+
+
 def test_pairs_without_prompts_are_split_by_comparison():
     table = F._from_pairs(pd.DataFrame([{k: v for k, v in r.items() if k != "prompt"} for r in pairs(10)]))
     train, test, report = P.train_test_split(table, settings(test_size=2), rng(0))
@@ -331,7 +363,7 @@ def test_pairs_without_prompts_are_split_by_comparison():
     (made(30).assign(topic="t"), dict(split_by="topic"), "would take all 1 topics"),
     (made(30).drop(columns="topic"), dict(split_by="topic"), "no column 'topic'"),
     (made(30).assign(label=0.0), dict(test_size=5), "has a label other than a tie"),
-    (made(30), dict(split_by="pair"), "split_by='pair': use comparison, prompt, topic")])
+    (made(30), dict(split_by="pair"), "split_by='pair': use comparison, prompt, topic, text")])
 def test_a_split_that_cannot_be(table, changes, said):
     with pytest.raises(UserError) as e: P.train_test_split(table, settings(**changes), rng(0))
     assert said in str(e.value)
@@ -376,7 +408,7 @@ SIGNAL_ERRORS = [
     (dict(strength="response_time"), made(6).assign(seconds=[np.full(4, np.nan)] * 6), "no response times"),
     (dict(strength="agreement"), made(6).assign(preferences=[np.full(4, 2, np.int8)] * 6), "all 6 ranks are tied"),
     (dict(strength="stated"), made(6).assign(preferences=[np.full(4, 2, np.int8)] * 6), "no preference in the data is slight"),
-    (dict(strength="given"), made(6), "no column strength, rank or response_time"),
+    (dict(strength="given"), F._from_pairs(pd.DataFrame(pairs()).drop(columns="strength")), "no column strength, rank or response_time"),
     (dict(strength="loudness"), made(6), "unknown strength 'loudness'; known: response_time"),
     (dict(loss="bt", bt_target="given"), made(6), "no column bt_target"),
     (dict(loss="bt", bt_target="agreement"), made(6, votes=1), "just one annotation"),
@@ -392,12 +424,23 @@ def test_a_signal_that_the_data_lack(changes, table, said):
     assert said in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("people, strata", [(["a", "b"], "annotator"), (["a", "a"], "global"), (["", ""], "global")])
+def test_times_that_came_with_the_data_are_compared_within_people(people, strata):
+    rows = [dict(prompt="q", chosen=f"c{i}", rejected=f"r{i}", response_time=float(i), annotator=people[i % 2]) for i in range(8)]
+    table = F._from_pairs(pd.DataFrame(rows))
+    ready, report = P.rank_by_signal(table, settings(strength="given"), None)
+    assert report["strength"] == "given (response_time)"
+    done, report = P.stratify_by_signal(ready, settings(strength="given", strata="global"), None)
+    assert report["by"] == strata and ("within annotators" in report.get("note", "")) == (strata == "annotator")
+    assert P.stratify_by_signal(ready.assign(stratum_given="s"), settings(strength="given", strata="column"), None)[1]["by"] == "column"
+
+
 @pytest.mark.parametrize("strength", list(P.SIGNALS))
 def test_bradley_terry_needs_no_signal(strength):
     for table in (made(6, votes=1).assign(seconds=[np.array([np.nan])] * 6), F._from_pairs(pd.DataFrame(pairs()).drop(columns="strength"))):
         drawn = P.draw_votes(table, settings(), rng(0))[0]
         ready, report = P.rank_by_signal(drawn, settings(loss="bt", strength=strength), None)
-        assert ready["rank"].isna().all() or strength == "stated" and "preferences" in ready
+        assert ready["rank"].isna().all() or strength in ("stated", "given") and "preferences" in ready
         assert (ready["target"] == 1).all()
     computed = P.rank_by_signal(P.draw_votes(made(50), settings(), rng(0))[0], settings(loss="bt", strength="agreement"), None)[0]
     assert computed["rank"].notna().all()                               # rr_agree_bt packs its batches by it

@@ -138,7 +138,7 @@ def test_ten_faults_at_once_or_rows_left_out(tmp_path):
     assert len(said) == 11 and "row 2, column 'strength'" in said[0] and said[-1] == "15 bad rows in all"
     table, report = read_preferences(path, bad_rows="drop")
     assert table["strength"].tolist() == list(range(0, 30, 2)) and report["left_out"] == {"bad rows": 15}
-    dropped = table.attrs["dropped"]
+    dropped = pd.DataFrame(table.attrs["dropped"])
     assert dropped["row"].tolist() == list(range(2, 31, 2)) and set(dropped["column"]) == {"strength"}
     adds_up(table, report)
     with pytest.raises(UserError, match="every row is bad"): read_preferences([PAIR | {"strength": "x"}], bad_rows="drop")

@@ -246,9 +246,9 @@ def test_a_killed_run_is_told_apart_and_redone(blow, tiny_run, pairs, tmp_path):
 
 FIRST_ROW = """
 import sys
-from responserank.llm import trainer as T
+from responserank.llm import data as D, trainer as T
 def look(*args): raise SystemExit(" ".join(m for m in ("transformers", "scipy.stats", "matplotlib.pyplot", "accelerate", "datasets") if m in sys.modules) or 0)
-T._load_data = look
+D._load_data = look
 T.train("bt", data="simulated")
 """
 

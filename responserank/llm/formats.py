@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from ..files import content_hash
 from ..settings import UserError, nearest_names
-from ..tables import (BadCell, RowProblem, choose_split, is_hub_name, is_missing, is_turns, list_configs, location, number_column,
+from ..tables import (BadCell, RowProblem, choose_split, is_hub_name, is_missing, is_turns, list_configs, location,
+                                 number_column,
                                  problem_lines, raise_problems, read_table, require_columns, split_source, text_column)
 from ..columns import (ROLES, ReadOptions, column_fates, find_column, map_columns, map_values, person_name, read_options,
                                   seconds_column, similar_names)
@@ -239,7 +240,8 @@ def _conversation(prompt: str | list, a: str | list, b: str | list) -> tuple: # 
     head, *sides = _shared_messages(a, b)
     said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     if not any(m["content"].strip() == said.strip() for m in head or []):
-        raise BadCell("both sides are conversations that begin with a user, but not with the prompt; leave the prompt out (--ignore prompt)")
+        raise BadCell("both sides are conversations that begin with a user, but not with the prompt; "
+                      "leave the prompt out (--ignore prompt)")
     return (head, *sides)
 
 # %% ../../nbs/21a_llm_formats.ipynb #text-columns
@@ -284,8 +286,7 @@ def _judged_pairs(frame: pd.DataFrame, name: str) -> pd.DataFrame: # with an id,
     first = np.unique(code, return_index=True)[1][code]
     swapped = np.array([texts[0][i] != texts[0][f] for i, f in enumerate(first)], bool)
     word = find_column(frame.columns, "preference")
-    def _other(w): return {"A": "B", "B": "A"}.get(w[:1], w[:1]) + w[1:] if swapped_word(w) else w
-    def swapped_word(w): return isinstance(w, str) and PREFERENCES.get(w, 0) != 0
+    def _other(w): return {"A": "B", "B": "A"}[w[:1]] + w[1:] if isinstance(w, str) and PREFERENCES.get(w, 0) != 0 else w
     frame = frame.assign(id=[str(c + 1) for c in code], **{word: [_other(w) if s else w for w, s in zip(frame[word], swapped)]})
     frame[["completion_a", "completion_b"]] = frame[["completion_a", "completion_b"]].to_numpy(object)[first]
     return frame
@@ -511,7 +512,8 @@ def _kind_of(
 
 # %% ../../nbs/21a_llm_formats.ipynb #beecdb6c
 _READ_BY = { # kind → roles of the columns that its function reads
-    "pairs": ("id", "prompt", "system", "input", "annotator", "seconds", "strength", "rank", "stratum", "bt_target", "chosen", "rejected"),
+    "pairs": ("id", "prompt", "system", "input", "annotator", "seconds", "strength", "rank", "stratum", "bt_target", "chosen",
+              "rejected"),
     "votes": ("id", "prompt", "system", "input", "annotator", "seconds", "preference", "a", "b"),
     "annotated": ("id", "prompt", "system", "input", "a", "b"),
 }
@@ -560,7 +562,8 @@ def _vote_problems(frame: pd.DataFrame, name: str) -> list[RowProblem]: # frame:
     def _check(part):
         if not any(c in part for c in _VOTE_LISTS): return _check_votes(part, name, lambda i, field: location(name, i, field))
         raw = _unnest(part, name)
-        return _check_votes(raw, name, lambda i, field: f"{location(name, raw['row'].iloc[i], raw['column'].iloc[i], raw['item'].iloc[i])}, '{field}'")
+        return _check_votes(raw, name, lambda i,
+                            field: f"{location(name, raw['row'].iloc[i], raw['column'].iloc[i], raw['item'].iloc[i])}, '{field}'")
     try:
         _check(frame)
         return []
@@ -572,6 +575,7 @@ def _vote_problems(frame: pd.DataFrame, name: str) -> list[RowProblem]: # frame:
     if not problems: raise UserError(whole)
     return problems
 
+# %% ../../nbs/21a_llm_formats.ipynb #3a7d999a
 def _row_problems(
     frame: pd.DataFrame, # our columns
     kind: str,
@@ -585,7 +589,8 @@ def _row_problems(
             if column := find_column(frame.columns, role): number_column(frame, column, name, low, high, problems=problems)
     elif find_column(frame.columns, "preference") or any(c in frame for c in _VOTE_LISTS): problems += _vote_problems(frame, name)
     if who is not None and kind != "annotated" and 0 < (absent := is_missing(frame[who])).sum() < len(frame):
-        problems += [RowProblem(int(i), who, "empty, although other rows have it; fill it everywhere or leave it out") for i in np.flatnonzero(absent)]
+        problems += [RowProblem(int(i), who,
+                                "empty, although other rows have it; fill it everywhere or leave it out") for i in np.flatnonzero(absent)]
     return problems
 
 def _without_bad_rows(
@@ -598,7 +603,8 @@ def _without_bad_rows(
     "Leave out rows that can't be read, or refuse the table."
     if options.bad_rows == "refuse": raise_problems(problems, name, lines, "; --bad-rows drop leaves them out")
     rows = sorted({p.row for p in problems})
-    dropped = pd.DataFrame([dict(file=name, row=p.row + 1, column=p.column, problem=p.what) for p in sorted(problems, key=lambda p: p.row)],
+    dropped = pd.DataFrame([dict(file=name, row=p.row + 1, column=p.column, problem=p.what) for p in sorted(problems,
+            key=lambda p: p.row)],
                            columns=["file", "row", "column", "problem"])
     if len(rows) == len(frame): raise UserError(f"{name}: every row is bad; the first: {problem_lines(problems, name, lines)[0]}")
     return frame.drop(index=frame.index[rows]).reset_index(drop=True), dropped
@@ -658,30 +664,36 @@ def _read_frame(
                          known=came if shape not in ("ranked pairs", "annotated comparisons") else ())
     made, left = _left_out(made)
     problems, time = [], find_column(made.columns, "seconds") if kind != "annotated" else None
-    if time: made[time] = pd.Series(seconds_column(made, time, name, options.columns.get("unit"), problems, kind == "votes"), dtype=object)
+    if time: made[time] = pd.Series(seconds_column(made, time, name, options.columns.get("unit"), problems, kind == "votes"),
+                                    dtype=object)
     bad = {p.row for p in problems}
     problems += [p for p in _row_problems(made, kind, name) if p.row not in bad or p.column != time]
     made, dropped = _without_bad_rows(made, problems, name, options, lines)
     if kind == "pairs" and _repeats_pairs(made, name):
         lost = find_column(made.columns, "strength")
-        fates |= {c: "not used: the judgements of a pair were put together" for c, use in fates.items() if use.startswith("strength") and lost}
+        fates |= {c: "not used: the judgements of a pair were put together" for c,
+                  use in fates.items() if use.startswith("strength") and lost}
         made, kind = _pairs_as_votes(made), "votes"
     table = _KINDS[kind][1](made, name)
-    return _finish(table, name, shape, made, kind, fates, dropped, left | ({"bad rows": dropped["row"].nunique()} if len(dropped) else {}), len(frame))
+    return _finish(table, name, shape, made, kind, fates, dropped,
+                   left | ({"bad rows": dropped["row"].nunique()} if len(dropped) else {}), len(frame))
 
+# %% ../../nbs/21a_llm_formats.ipynb #b474cbf7
 def _finish(table, name, shape, made, kind, fates, dropped, left, came) -> tuple[pd.DataFrame, dict]: # the table, a report
     "Leave out equal sides, count the rows, and write the report."
     size = np.ones(len(table), int) if kind != "votes" else vote_counts(table)
     kept = _different_sides(table)
-    used = int(size.sum() if len(kept) == len(table) else size[[a != b for a, b in zip(table["completion_a"], table["completion_b"])]].sum())
+    used = int(size.sum() if len(kept) == len(table) else size[[a != b for a, b in zip(table["completion_a"],
+                                                                                       table["completion_b"])]].sum())
     if int(size.sum()) > used: left = left | {"equal sides": int(size.sum()) - used}
     if kind == "votes" and table.attrs.get("empty_votes"): left = left | {"no preference": table.attrs["empty_votes"]}
     if used + sum(left.values()) != came: raise AssertionError(f"{name}: {came} rows came, {used} are used and {left} left out")
     if len(kept) == 0: raise UserError(f"{name}: both sides of every row are equal; nothing can be learned from them")
     people = flatten_lists(kept, "annotators") if "annotators" in kept else kept["annotator"]
     warned = [f"annotators whose names differ in capitals only: {g}" for g in similar_names(map(str, people))]
-    report = _read_report(kept, name, shape, rows=came, used=used, left_out=left, columns=fates, **({"warnings": warned} if warned else {}))
-    kept.attrs |= {"dropped": dropped, "empty_votes": table.attrs.get("empty_votes", 0)}
+    report = _read_report(kept, name, shape, rows=came, used=used, left_out=left, columns=fates,
+                          **({"warnings": warned} if warned else {}))
+    kept.attrs |= {"dropped": dropped.to_dict("records"), "empty_votes": table.attrs.get("empty_votes", 0)}
     return kept, report
 
 # %% ../../nbs/21a_llm_formats.ipynb #door-02

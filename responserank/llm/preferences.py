@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['SIGNALS', 'BT_TARGETS', 'STEPS', 'mean_preference', 'agreement', 'agreements', 'text_length', 'describe_comparisons',
-           'to_messages', 'render_chat', 'encode_texts', 'tokenize', 'train_test_split', 'draw_votes', 'rank_by_signal',
-           'sample_rows', 'prepare_rows', 'report_table']
+           'to_messages', 'render_chat', 'encode_texts', 'tokenize', 'pair_codes', 'overlap', 'train_test_split',
+           'draw_votes', 'given_signal', 'rank_by_signal', 'sample_rows', 'stratify_by_signal', 'prepare_rows',
+           'report_table']
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-002
 import json
 from collections.abc import Iterable
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from ..settings import UserError, check_name
 from ..files import rng as seeded
 from ..strata import deal_rankings, drop_ranks, shuffle_ranks, stratify
@@ -99,7 +103,7 @@ def to_messages(
 def render_chat(
     prompt: str | list,
     completion: str | list,
-    tokenizer, # with or without a chat template
+    tokenizer: "transformers.PreTrainedTokenizerBase", # with or without a chat template
     separator: str = "\n\n", # between the parts, where there is no template
 ) -> str: # what is to be tokenised
     "Write a conversation as one text, by the tokenizer's chat template if it has one."
@@ -114,7 +118,7 @@ def render_chat(
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-073
 def encode_texts(
     rendered: list[str],
-    tokenizer, # its pad token is set to its eos token if it has none
+    tokenizer: "transformers.PreTrainedTokenizerBase", # its pad token is set to its eos token if it has none
 ) -> list[list[int]]: # token ids
     "Return token ids of rendered texts, each beginning and end marked once."
     if tokenizer.pad_token is None:
@@ -126,12 +130,32 @@ def encode_texts(
     return ids if template or eos is None else [i if i[-1:] == [eos] else i + [eos] for i in ids]
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-079
+_SHOWN_FIELDS = ("tool_calls", "function_call", "reasoning_content", "reasoning",
+                 "thinking") # of a message: these are part of what was said
+
+def _check_fields(
+    table: pd.DataFrame,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+) -> None:
+    "Raise if a message has a field that says something and that the tokenizer's chat template leaves out."
+    for column in ("completion_a", "completion_b"):
+        for row, (prompt, side) in enumerate(zip(table["prompt"], table[column])):
+            messages = to_messages(prompt, side)
+            for name in {k for m in messages for k in m} & set(_SHOWN_FIELDS):
+                without = [{k: v for k, v in m.items() if k != name} for m in messages]
+                if render_chat("", messages, tokenizer) == render_chat("", without, tokenizer):
+                    place = f"comparison {table['id'].iloc[row]!r}"
+                    raise UserError(f"{place}: the tokenizer's chat template leaves out the messages' {name!r}; "
+                                    "use a model whose template shows it, or write it into the content")
+
+# %% ../../nbs/21b_llm_preferences.ipynb #21311fdc
 def tokenize(
     table: pd.DataFrame,
-    tokenizer, # its pad token is set to its eos token if it has none
+    tokenizer: "transformers.PreTrainedTokenizerBase", # its pad token is set to its eos token if it has none
     max_length: int, # tokens of one side
 ) -> tuple[pd.DataFrame, dict]: # with tokens_a, tokens_b, length (tokens of both sides)
-    "Return the comparisons with token ids of both sides, without those that have a side too long."
+    "Return the comparisons with token ids of both sides, without those that have a side too long, or two sides that are equal."
+    _check_fields(table, tokenizer)
     sides = [json.dumps([p, c]) for s in ("completion_a", "completion_b") for p, c in zip(table["prompt"], table[s])]
     code, distinct = pd.factorize(np.array(sides, object))
     ids = encode_texts([render_chat(*json.loads(d), tokenizer) for d in distinct], tokenizer)
@@ -142,16 +166,19 @@ def tokenize(
         raise UserError(f"all {len(table)} comparisons have a side longer than max_length={max_length} tokens; "
                         f"the shortest {size.max(0).min()}")
     columns = {f"tokens_{s}": pd.Series([ids[i] for i in code[k]], index=table.index, dtype=object) for k, s in enumerate("ab")}
-    report = dict(step="tokenise", rows=int(fits.sum()), too_long=int((~fits).sum()), max_length=max_length, distinct_texts=len(distinct),
-                  median_tokens=float(np.median(size[:, fits])))
-    return table.assign(**columns, length=size.sum(0))[fits], report
+    same = fits & np.array([a == b for a, b in zip(columns["tokens_a"], columns["tokens_b"])], bool)
+    kept = fits & ~same
+    if not kept.any(): raise UserError("both sides of every comparison are the same tokens; nothing can be learned from them")
+    report = dict(step="tokenise", rows=int(kept.sum()), too_long=int((~fits).sum()), max_length=max_length, distinct_texts=len(distinct),
+                  median_tokens=float(np.median(size[:, kept]))) | (dict(equal_sides=int(same.sum())) if same.any() else {})
+    return table.assign(**columns, length=size.sum(0))[kept], report
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-082
-_SPLIT_UNITS = {"comparison": "id", "prompt": "prompt_id", "topic": "topic"}
+_SPLIT_UNITS = {"comparison": "id", "prompt": "prompt_id", "topic": "topic", "text": "id"}
 
 def _split_unit(
     table: pd.DataFrame,
-    split_by: str, # "comparison", "prompt" or "topic"
+    split_by: str, # a key of `_SPLIT_UNITS`
 ) -> tuple[str, str | None]: # the unit that will be kept whole, and a note if it is not the one asked for
     "Return the column whose values the split keeps together."
     if split_by not in _SPLIT_UNITS: raise UserError(f"split_by={split_by!r}: use {', '.join(_SPLIT_UNITS)}")
@@ -159,6 +186,34 @@ def _split_unit(
     alone = split_by == "prompt" and table["prompt"].map(len).max() == 0 and table["prompt_id"].is_unique
     return ("comparison", "no prompts: split by comparison") if alone else (split_by, None)
 
+def _text_codes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]: # (n,) of both sides; equal texts have equal codes
+    "Number the texts of both sides."
+    texts = [json.dumps(t) if isinstance(t, list) else t for c in ("completion_a", "completion_b") for t in table[c]]
+    return tuple(np.split(pd.factorize(pd.Series(texts, dtype=object))[0], 2)) if texts else (np.empty(0, int),) * 2
+
+def pair_codes(table: pd.DataFrame) -> np.ndarray: # (n,) int
+    "Number the pairs of texts under a prompt; the order of the two doesn't matter."
+    a, b = _text_codes(table)
+    prompt = pd.factorize(pd.Series([json.dumps(p) for p in table["prompt"]], dtype=object))[0]
+    return pd.DataFrame(dict(prompt=prompt, low=np.minimum(a, b), high=np.maximum(a, b))).groupby(["prompt", "low", "high"],
+            sort=False).ngroup().to_numpy()
+
+def _whole_units(
+    table: pd.DataFrame,
+    by: str, # a key of `_SPLIT_UNITS`
+) -> np.ndarray: # (n,) str
+    "Name the unit of each comparison; units that judge the same pair become one."
+    units = table[_SPLIT_UNITS[by]].to_numpy(object).astype(str)
+    pair, unit = pair_codes(table), pd.factorize(units)[0]
+    several = pd.DataFrame(dict(pair=pair, unit=unit)).groupby("pair")["unit"].nunique().gt(1)
+    if not several.any(): return units
+    links = coo_matrix((np.ones(len(pair)), (unit, unit.max() + 1 + pair)))
+    size = max(links.shape)
+    part = connected_components(coo_matrix((links.data, (links.row, links.col)), shape=(size, size)), directed=False)[1][unit]
+    first = pd.Series(units).groupby(part).transform("min")
+    return first.to_numpy(str)
+
+# %% ../../nbs/21b_llm_preferences.ipynb #held-out
 def _held_out(
     table: pd.DataFrame,
     by: str, # the unit to keep whole
@@ -166,8 +221,7 @@ def _held_out(
     rng: np.random.Generator,
 ) -> np.ndarray: # (n,) bool
     "Choose whole units for the test set."
-    units = table[_SPLIT_UNITS[by]].to_numpy(object)
-    names, code, sizes = np.unique(units.astype(str), return_inverse=True, return_counts=True)
+    names, code, sizes = np.unique(_whole_units(table, by), return_inverse=True, return_counts=True)
     order = rng.permutation(len(names))
     if by == "topic": take = max(1, round(len(names) / 4))
     else:
@@ -180,26 +234,59 @@ def _held_out(
     return np.isin(code, order[:take])
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-084
+def _held_out_texts(
+    table: pd.DataFrame,
+    test_size: int | None, # as for `_held_out`
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]: # (n,) bool: both texts are held out; exactly one is
+    "Choose texts for the test set; texts that are compared with each other are drawn next to each other."
+    a, b = _text_codes(table)
+    n = max(a.max(), b.max()) + 1
+    part = connected_components(coo_matrix((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)[1]
+    place = np.empty(n, int)
+    place[np.lexsort((rng.random(n), rng.permutation(part.max() + 1)[part]))] = np.arange(n)
+    wanted = min(2000, len(table) // 5) if test_size is None else test_size
+    if not 1 <= wanted < len(table): raise UserError(f"{len(table)} comparisons are too few for a test set of {max(wanted, 1)}")
+    last, first = np.maximum(place[a], place[b]), np.minimum(place[a], place[b])
+    limit = np.sort(last)[wanted - 1]
+    return last <= limit, (first <= limit) & (last > limit)
+
+# %% ../../nbs/21b_llm_preferences.ipynb #f4be36fb
+def overlap(
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+) -> dict: # shared_pairs, shared_texts, shared_prompts: test rows
+    "Count the test rows that share a pair, a text or a prompt with training."
+    both = pd.concat([train[["prompt", "completion_a", "completion_b"]], test[["prompt", "completion_a", "completion_b"]]],
+                     ignore_index=True)
+    cut, pair, (a, b) = len(train), pair_codes(both), _text_codes(both)
+    seen = np.union1d(a[:cut], b[:cut])
+    texts = np.isin(a[cut:], seen) | np.isin(b[cut:], seen)
+    return dict(shared_pairs=int(np.isin(pair[cut:], pair[:cut]).sum()), shared_texts=int(texts.sum()))
+
 def train_test_split(
     table: pd.DataFrame,
-    settings, # split_by, test_size
+    settings: object, # split_by, test_size
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict]: # training comparisons, test rows, report
     "Set test comparisons apart and keep those that have a label."
     by, note = _split_unit(table, settings.split_by)
-    held = _held_out(table, by, settings.test_size, rng)
-    train, test = table[~held], table[held]
+    held, cut = (_held_out_texts(table, settings.test_size, rng) if by == "text" else (_held_out(table, by, settings.test_size,
+            rng), None))
+    train, test = table[~held if cut is None else ~held & ~cut], table[held]
+    if len(train) == 0: raise UserError("split_by='text': no comparison is left to train on; lower test_size or split otherwise")
     known = test["label"].isin([-1, 1])
     if not known.any(): raise UserError(f"none of the {len(test)} test comparisons has a label other than a tie")
     report = dict(step="split", rows=len(train), test_rows=int(known.sum()), by=by, held_out=int(test[_SPLIT_UNITS[by]].nunique()),
                   test_ties_dropped=int((test["label"] == 0).sum()), test_unlabelled_dropped=int(test["label"].isna().sum()),
-                  shared_prompts=len(set(train["prompt_id"]) & set(test["prompt_id"])))
+                  shared_prompts=len(set(train["prompt_id"]) & set(test["prompt_id"]))) | overlap(train, test[known])
+    if cut is not None: report["across_the_split"] = int(cut.sum())
     return train, test[known], report | (dict(note=note) if note else {})
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-089
 def draw_votes(
     table: pd.DataFrame,
-    settings, # none are needed
+    settings: object, # none are needed
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, dict]: # with choice, annotator, seconds_drawn, stated
     "Draw one vote for each comparison; drop comparisons that drew a tie."
@@ -211,7 +298,8 @@ def draw_votes(
     vote = flatten_lists(table, "preferences")[pick]
     side = np.where(vote == 0, rng.choice([-1, 1], len(table)), np.sign(vote))
     seconds = flatten_lists(table, "seconds")[pick].astype(float)
-    drawn = dict(choice=side, annotator=flatten_lists(table, "annotators")[pick], seconds_drawn=seconds, stated=np.abs(vote).astype(float))
+    drawn = dict(choice=side, annotator=flatten_lists(table, "annotators")[pick], seconds_drawn=seconds,
+                 stated=np.abs(vote).astype(float))
     table = table.assign(**drawn)[vote != 0]
     if len(table) == 0: raise UserError(f"all {len(vote)} drawn preferences are ties; there is nothing to train on")
     return table, dict(step="draw", rows=len(table), ties_dropped=int((vote == 0).sum()))
@@ -247,11 +335,23 @@ def _rank_by_consensus(table: pd.DataFrame, settings: object) -> np.ndarray: # (
     return -mean_preferences(table, settings.slight_weight) * table["choice"].to_numpy()
 
 # %% ../../nbs/21b_llm_preferences.ipynb #signals-table
+def given_signal(table: pd.DataFrame) -> str | None: # "rank", "strength", "response_time", "votes", "stated"; None: there is none
+    "Return which signal of strength came with a table, the most direct one first."
+    for column, signal in (("rank_given", "rank"), ("strength", "strength"), ("response_time", "response_time")):
+        if column in table: return signal
+    if "preferences" not in table: return None
+    if (vote_counts(table) > 1).any(): return "votes"
+    if np.isfinite(flatten_lists(table, "seconds").astype(float)).any(): return "response_time"
+    return "stated" if len(np.unique(np.abs(flatten_lists(table, "preferences")))) > 1 else None
+
 def _rank_given(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) rank
-    "Take the rank, strength or response time that came with the file."
-    if "rank_given" in table: return table["rank_given"].to_numpy(float)
-    if "strength" in table: return -table["strength"].to_numpy(float)
-    if "response_time" in table: return table["response_time"].to_numpy(float)
+    "Rank by the signal that came with the file."
+    signal = given_signal(table)
+    if signal == "rank": return table["rank_given"].to_numpy(float)
+    if signal == "strength": return -table["strength"].to_numpy(float)
+    if signal == "response_time": return table["response_time" if "response_time" in table else "seconds_drawn"].to_numpy(float)
+    if signal == "votes": return _rank_by_consensus(table, settings)
+    if signal == "stated": return _rank_by_stated(table, settings)
     raise UserError("strength='given': the data have no column strength, rank or response_time")
 
 SIGNALS = { # `strength` → function of (table, settings) that returns the rank of each comparison, (n,), lower for stronger
@@ -292,7 +392,7 @@ BT_TARGETS = { # `bt_target` → function of (table, settings) that returns each
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-099
 def rank_by_signal(
     table: pd.DataFrame, # drawn
-    settings, # loss, strength, bt_target, slight_weight, ties_in_agreement_total
+    settings: object, # loss, strength, bt_target, slight_weight, ties_in_agreement_total
     rng: np.random.Generator, # not used
 ) -> tuple[pd.DataFrame, dict]: # with rank (lower is stronger, NaN: none) and target
     "Turn the strength signal into ranks, and the votes into Bradley–Terry targets."
@@ -309,12 +409,13 @@ def rank_by_signal(
         rank, note = np.full(len(table), np.nan), f"not ranked, and need not be: {e}"
     report = dict(step="signal", rows=len(table), strength=settings.strength, without_rank=int(np.isnan(rank).sum()),
                   distinct=len(np.unique(np.round(rank[np.isfinite(rank)], 9))), bt_target=settings.bt_target)
+    if settings.strength == "given" and given_signal(table): report["strength"] = f"given ({given_signal(table)})"
     return table.assign(rank=rank, target=BT_TARGETS[target](table, settings)), report | (dict(note=note) if note else {})
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-104
 def sample_rows(
     table: pd.DataFrame,
-    settings, # fraction, fraction_by
+    settings: object, # fraction, fraction_by
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, dict]: # fewer rows, in the order they had
     "Return a fraction of the rows, whole annotators first or uniformly."
@@ -330,20 +431,34 @@ def sample_rows(
     report |= dict(rows=len(kept), annotators=int(table["annotator"].iloc[kept].nunique()))
     return table.iloc[kept], report
 
+# %% ../../nbs/21b_llm_preferences.ipynb #times-fn
+def stratify_by_signal(
+    table: pd.DataFrame, # with rank, annotator
+    settings: object, # as for `stratify`
+    rng: np.random.Generator, # not used
+) -> tuple[pd.DataFrame, dict]: # as `stratify` returns
+    "Stratify, and compare response times that came with the data within people where these are known."
+    alone = getattr(settings, "strength", None) == "given" and settings.strata == "global" and given_signal(table) == "response_time"
+    if not alone or "annotator" not in table or table["annotator"].nunique() < 2 or (table["annotator"] == "").any():
+        return stratify(table, settings, rng)
+    within = SimpleNamespace(**{k: getattr(settings, k, None) for k in ("length_buckets", "loss")}, strata="annotator")
+    table, report = stratify(table, within, rng)
+    return table, report | dict(note="response times are compared within annotators, since people differ in pace")
+
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-108
 STEPS = { # stream of random numbers → step; published numbers depend on the streams' names, so they stay when a step is renamed
     "draw": draw_votes,
     "signal": rank_by_signal,
     "sample": sample_rows,
     "drop_ranks": drop_ranks,
-    "stratify": stratify,
+    "stratify": stratify_by_signal,
     "deal_rankings": deal_rankings,
     "shuffle_ranks": shuffle_ranks,
 }
 
 def prepare_rows(
     train: pd.DataFrame, # training comparisons, tokenised
-    settings, # of the method
+    settings: object, # of the method
     seed: int,
     epoch: int = 0, # from 1: deal the rankings, and shuffle their ranks, with other random numbers than before
 ) -> tuple[pd.DataFrame, list[dict]]: # training rows with choice, target, rank, stratum, ranking; the steps' reports
@@ -361,5 +476,5 @@ def report_table(
 ) -> pd.DataFrame: # step, rows, details
     "Show the steps' reports as a table."
     said = lambda r: ", ".join(f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
-                               for k, v in r.items() if k not in ("step", "rows") and v is not None)
+                               for k, v in r.items() if k not in ("step", "rows") and v is not None and not isinstance(v, (dict, list)))
     return pd.DataFrame([dict(step=r["step"], rows=r.get("rows", r.get("comparisons", "")), details=said(r)) for r in reports])

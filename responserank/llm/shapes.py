@@ -56,9 +56,11 @@ def _by_winner(
     chosen = [w if isinstance(w, BadCell) else a if w else b for w, a, b in zip(first_wins, first, second)]
     return dict(chosen=chosen, rejected=[b if isinstance(w, BadCell) or w else a for w, a, b in zip(first_wins, first, second)])
 
+# %% ../../nbs/21_llm_shapes.ipynb #acf08a5a
 def _one_of(cells: np.ndarray, meaning: dict) -> list: # meaning: text of the cell → what it stands for
     "Translate cells that may have a few values only."
-    def _text(c): return str(int(c)) if isinstance(c, (bool, np.bool_)) or (isinstance(c, (float, np.floating)) and c == c and c == int(c)) else str(c).strip()
+    def _text(c): return str(int(c)) if isinstance(c, (bool, np.bool_)) or (isinstance(c, (float,
+            np.floating)) and c == c and c == int(c)) else str(c).strip()
     known = ", ".join(meaning)
     return [meaning.get(_text(c), BadCell(f"one of {known} is expected, found {c!r}"[:90])) for c in cells]
 
@@ -76,12 +78,13 @@ def _stated_vote(number: object) -> str | BadCell: # number: −3 … 3, positiv
     "Turn a signed number into a preference word."
     try: value = float(number)
     except (TypeError, ValueError): value = np.nan
-    if not (value == value and value == int(value) and abs(value) <= 3): return BadCell(f"a whole number from −3 to 3 is expected, found {number!r}"[:90])
+    if value not in range(-3, 4): return BadCell(f"a whole number from −3 to 3 is expected, found {number!r}"[:90])
     return "Tie" if value == 0 else f"{'A' if value < 0 else 'B'}-is-{_WORDS[abs(int(value))]}-better"
 
 # %% ../../nbs/21_llm_shapes.ipynb #c-d87662da
 def _ultrafeedback(high: str, low: str) -> Callable: # the columns of scores
     def convert(frame: pd.DataFrame) -> pd.DataFrame:
+        "Return pairs whose strength is the difference of two scores."
         return _table(frame, prompt=_cells(frame, "prompt"), chosen=_cells(frame, "chosen"), rejected=_cells(frame, "rejected"),
                       strength=_difference(_cells(frame, high), _cells(frame, low)))
     return convert
@@ -91,14 +94,21 @@ def _talk(question: str, answer: str) -> list[dict]: # for the examples
 
 _PAIR_USES = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
 SHAPES += [
-    Shape("UltraFeedback binarized", ("prompt", "chosen", "rejected", "score_chosen", "score_rejected"), _ultrafeedback("score_chosen", "score_rejected"),
+    Shape("UltraFeedback binarized", ("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+          _ultrafeedback("score_chosen", "score_rejected"),
           "pairs", _PAIR_USES | {"score_chosen": "strength", "score_rejected": "strength"},
-          example=tuple(dict(prompt=q, prompt_id=str(i), chosen=_talk(q, good), rejected=_talk(q, bad), messages=_talk(q, good), score_chosen=s, score_rejected=1.)
-                        for i, (q, good, bad, s) in enumerate([("Name a prime.", "Seven.", "Nine.", 4.), ("Is a whale a fish?", "No.", "Yes.", 9.), ("2 + 2?", "4", "5", 2.)]))),
-    Shape("UltraFeedback cleaned", ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"), _ultrafeedback("chosen-rating", "rejected-rating"),
+          example=tuple(dict(prompt=q, prompt_id=str(i), chosen=_talk(q, good), rejected=_talk(q, bad), messages=_talk(q, good),
+                             score_chosen=s, score_rejected=1.)
+                        for i, (q, good, bad, s) in enumerate([("Name a prime.", "Seven.", "Nine.", 4.), ("Is a whale a fish?",
+            "No.", "Yes.", 9.), ("2 + 2?", "4", "5", 2.)]))),
+    Shape("UltraFeedback cleaned", ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"),
+          _ultrafeedback("chosen-rating", "rejected-rating"),
           "pairs", _PAIR_USES | {"chosen-rating": "strength", "rejected-rating": "strength"},
-          example=tuple({"source": "made up", "prompt": q, "chosen": _talk(q, good), "chosen-rating": s, "chosen-model": "m1", "rejected": _talk(q, bad), "rejected-rating": 1.,
-                         "rejected-model": "m2"} for q, good, bad, s in [("Name a prime.", "Seven.", "Nine.", 4.), ("Is a whale a fish?", "No.", "Yes.", 5.), ("2 + 2?", "4", "5", 2.)])),
+          example=tuple({"source": "made up", "prompt": q, "chosen": _talk(q, good), "chosen-rating": s, "chosen-model": "m1",
+                         "rejected": _talk(q, bad), "rejected-rating": 1.,
+                         "rejected-model": "m2"} for q, good, bad, s in [("Name a prime.", "Seven.", "Nine.", 4.),
+                                                                         ("Is a whale a fish?", "No.", "Yes.", 5.), ("2 + 2?",
+            "4", "5", 2.)])),
 ]
 
 # %% ../../nbs/21_llm_shapes.ipynb #c-7e00bff0
@@ -114,8 +124,10 @@ def _hh(frame: pd.DataFrame) -> pd.DataFrame:
 def _are_transcripts(frame: pd.DataFrame) -> bool:
     return all(isinstance(c, str) and c.startswith("\n\nHuman:") for c in frame["chosen"].head(50))
 
-SHAPES.append(Shape("Anthropic HH", ("chosen", "rejected"), _hh, "pairs", {"chosen": "chosen", "rejected": "rejected"}, _are_transcripts, example=tuple(
-    dict(chosen=f"\n\nHuman: {q}\n\nAssistant: Sure.\n\nHuman: And?\n\nAssistant: {good}", rejected=f"\n\nHuman: {q}\n\nAssistant: Sure.\n\nHuman: And?\n\nAssistant: {bad}")
+SHAPES.append(Shape("Anthropic HH", ("chosen", "rejected"), _hh, "pairs", {"chosen": "chosen", "rejected": "rejected"},
+                    _are_transcripts, example=tuple(
+    dict(chosen=f"\n\nHuman: {q}\n\nAssistant: Sure.\n\nHuman: And?\n\nAssistant: {good}",
+         rejected=f"\n\nHuman: {q}\n\nAssistant: Sure.\n\nHuman: And?\n\nAssistant: {bad}")
     for q, good, bad in [("A prime?", "Seven.", "Nine."), ("A fish?", "A cod.", "A whale."), ("A color?", "Red.", "Loud.")])))
 
 # %% ../../nbs/21_llm_shapes.ipynb #c-0d94d768
@@ -137,15 +149,20 @@ def _webgpt(frame: pd.DataFrame) -> pd.DataFrame:
 _QUESTIONS = [("Name a prime.", "Seven.", "Nine."), ("Is a whale a fish?", "Yes.", "No."), ("2 + 2?", "4", "5")]
 SHAPES += [
     Shape("SHP", ("history", "human_ref_A", "human_ref_B", "labels", "score_ratio"), _shp, "pairs",
-          {"history": "prompt", "human_ref_A": "chosen or rejected", "human_ref_B": "chosen or rejected", "labels": "preference", "score_ratio": "strength"},
-          example=tuple(dict(post_id=str(i), domain="made_up", history=q, human_ref_A=a, human_ref_B=b, labels=w, score_A=8, score_B=4, score_ratio=2. + i)
+          {"history": "prompt", "human_ref_A": "chosen or rejected", "human_ref_B": "chosen or rejected",
+           "labels": "preference", "score_ratio": "strength"},
+          example=tuple(dict(post_id=str(i), domain="made_up", history=q, human_ref_A=a, human_ref_B=b, labels=w, score_A=8,
+                             score_B=4, score_ratio=2. + i)
                         for i, ((q, a, b), w) in enumerate(zip(_QUESTIONS, (1, 0, 1))))),
     Shape("PKU-SafeRLHF", ("prompt", "response_0", "response_1", "better_response_id"), _safe_rlhf, "pairs",
-          {"prompt": "prompt", "response_0": "chosen or rejected", "response_1": "chosen or rejected", "better_response_id": "preference"},
-          example=tuple(dict(prompt=q, response_0=a, response_1=b, is_response_0_safe=True, is_response_1_safe=True, better_response_id=w, safer_response_id=0)
+          {"prompt": "prompt", "response_0": "chosen or rejected", "response_1": "chosen or rejected",
+           "better_response_id": "preference"},
+          example=tuple(dict(prompt=q, response_0=a, response_1=b, is_response_0_safe=True, is_response_1_safe=True,
+                             better_response_id=w, safer_response_id=0)
                         for (q, a, b), w in zip(_QUESTIONS, (0, 1, 0)))),
     Shape("WebGPT comparisons", ("question", "answer_0", "answer_1", "score_0", "score_1"), _webgpt, "pairs",
-          {"question": "prompt", "answer_0": "chosen or rejected", "answer_1": "chosen or rejected", "score_0": "strength", "score_1": "strength"},
+          {"question": "prompt", "answer_0": "chosen or rejected", "answer_1": "chosen or rejected", "score_0": "strength",
+           "score_1": "strength"},
           example=tuple(dict(question=dict(id=str(i), full_text=q), answer_0=a, answer_1=b, score_0=s, score_1=-s)
                         for i, ((q, a, b), s) in enumerate(zip(_QUESTIONS, (.5, -1., .25))))),
 ]
@@ -161,9 +178,12 @@ def _summaries(frame: pd.DataFrame) -> pd.DataFrame:
 
 SHAPES.append(Shape(
     "summarize from feedback", ("info", "summaries", "choice", "worker"), _summaries, "pairs",
-    {"info": "prompt", "summaries": "chosen and rejected", "choice": "preference", "worker": "annotator", "extra": "strength (confidence)"},
-    example=tuple(dict(info=dict(id=str(i), post=q, title="t"), summaries=[dict(text=a, policy="p1", note=None), dict(text=b, policy="p2", note=None)], choice=w,
-                       worker=f"w{i}", batch="b", split="train", extra=dict(confidence=c)) for i, ((q, a, b), w, c) in enumerate(zip(_QUESTIONS, (0, 1, 0), (9, 2, 5))))))
+    {"info": "prompt", "summaries": "chosen and rejected", "choice": "preference", "worker": "annotator",
+     "extra": "strength (confidence)"},
+    example=tuple(dict(info=dict(id=str(i), post=q, title="t"), summaries=[dict(text=a, policy="p1", note=None), dict(text=b,
+            policy="p2", note=None)], choice=w,
+                       worker=f"w{i}", batch="b", split="train", extra=dict(confidence=c)) for i, ((q, a, b), w,
+            c) in enumerate(zip(_QUESTIONS, (0, 1, 0), (9, 2, 5))))))
 
 # %% ../../nbs/21_llm_shapes.ipynb #c-57738366
 _WINNERS = {"model_a": "A", "model_b": "B", "tie": "Tie", "tie (bothbad)": "Tie"}
@@ -180,7 +200,8 @@ def _turns(cell: object) -> object: # a list of texts; a turn without an answer 
     return [t or "" for t in found] if isinstance(found, (list, np.ndarray)) else found
 
 def _arena_outcomes(frame: pd.DataFrame) -> pd.DataFrame:
-    wins = [_one_of(_cells(frame, f"winner_{w}"), {"1": True, "0": False, "True": True, "False": False}) for w in ("model_a", "model_b", "tie")]
+    wins = [_one_of(_cells(frame, f"winner_{w}"), {"1": True, "0": False, "True": True, "False": False}) for w in ("model_a",
+            "model_b", "tie")]
     words = [next((x for x in row if isinstance(x, BadCell)), None) or (["A", "B", "Tie"][row.index(True)] if row.count(True) == 1 else
              BadCell("exactly one of winner_model_a, winner_model_b, winner_tie should be 1")) for row in map(list, zip(*wins))]
     sides = {f"completion_{s}": map(_turns, frame[f"response_{s}"]) for s in "ab"}
@@ -189,42 +210,56 @@ def _arena_outcomes(frame: pd.DataFrame) -> pd.DataFrame:
 SHAPES += [
     Shape("arena conversations", ("conversation_a", "conversation_b", "winner", "judge"), _arena, "votes",
           {"conversation_a": "a", "conversation_b": "b", "winner": "preference", "judge": "annotator"},
-          example=tuple(dict(question_id=str(i), model_a="m1", model_b="m2", winner=w, judge=f"judge_{i}", conversation_a=_talk(q, a), conversation_b=_talk(q, b), turn=1)
+          example=tuple(dict(question_id=str(i), model_a="m1", model_b="m2", winner=w, judge=f"judge_{i}",
+                             conversation_a=_talk(q, a), conversation_b=_talk(q, b), turn=1)
                         for i, ((q, a, b), w) in enumerate(zip(_QUESTIONS, ("model_a", "tie", "model_b"))))),
-    Shape("arena outcomes", ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"), _arena_outcomes, "votes",
-          {"prompt": "prompt", "response_a": "a", "response_b": "b", "winner_model_a": "preference", "winner_model_b": "preference", "winner_tie": "preference"},
-          example=tuple(dict(id=i, model_a="m1", model_b="m2", prompt=json.dumps([q, "Sure?"]), response_a=json.dumps([a, "Yes."]), response_b=json.dumps([b, None]),
-                             winner_model_a=int(w == 0), winner_model_b=int(w == 1), winner_tie=int(w == 2)) for i, ((q, a, b), w) in enumerate(zip(_QUESTIONS, (0, 2, 1))))),
+    Shape("arena outcomes", ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
+          _arena_outcomes, "votes",
+          {"prompt": "prompt", "response_a": "a", "response_b": "b", "winner_model_a": "preference",
+           "winner_model_b": "preference", "winner_tie": "preference"},
+          example=tuple(dict(id=i, model_a="m1", model_b="m2", prompt=json.dumps([q, "Sure?"]), response_a=json.dumps([a,
+            "Yes."]), response_b=json.dumps([b, None]),
+                             winner_model_a=int(w == 0), winner_model_b=int(w == 1), winner_tie=int(w == 2)) for i, ((q, a, b),
+            w) in enumerate(zip(_QUESTIONS, (0, 2, 1))))),
 ]
 
 # %% ../../nbs/21_llm_shapes.ipynb #c-88cd2628
 def _helpsteer2(frame: pd.DataFrame) -> pd.DataFrame:
-    return _table(frame, id=_numbers(frame), prompt=_cells(frame, "prompt"), completion_a=_cells(frame, "response_1"), completion_b=_cells(frame, "response_2"),
+    return _table(frame, id=_numbers(frame), prompt=_cells(frame, "prompt"), completion_a=_cells(frame, "response_1"),
+                  completion_b=_cells(frame, "response_2"),
                   preference=map(_stated_vote, frame["preference_strength"]))
 
 def _helpsteer3(frame: pd.DataFrame) -> pd.DataFrame:
     def _votes(single: object, overall: object) -> list[dict]:
-        scores = [_part(v, "score") for v in _parsed(single)] if isinstance(_parsed(single), (list, np.ndarray)) and len(_parsed(single)) else [overall]
+        scores = [_part(v, "score") for v in _parsed(single)] if isinstance(_parsed(single), (list,
+            np.ndarray)) and len(_parsed(single)) else [overall]
         return [{"preference": _stated_vote(s)} for s in scores]
     votes = [_votes(s, o) for s, o in zip(_cells(frame, "individual_preference"), frame["overall_preference"])]
-    return _table(frame, prompt=_cells(frame, "context"), completion_a=_cells(frame, "response1"), completion_b=_cells(frame, "response2"), annotations=votes)
+    return _table(frame, prompt=_cells(frame, "context"), completion_a=_cells(frame, "response1"), completion_b=_cells(frame,
+            "response2"), annotations=votes)
 
 SHAPES += [
     Shape("HelpSteer2 preference", ("prompt", "response_1", "response_2", "preference_strength"), _helpsteer2, "votes",
           {"prompt": "prompt", "response_1": "a", "response_2": "b", "preference_strength": "preference"},
-          example=tuple(dict(split="train", prompt=q, response_1=a, response_2=b, preference_strength=s, preference_statement="…", preference_elaboration="…")
+          example=tuple(dict(split="train", prompt=q, response_1=a, response_2=b, preference_strength=s,
+                             preference_statement="…", preference_elaboration="…")
                         for (q, a, b), s in zip(_QUESTIONS, (-3, 1, -2)))),
     Shape("HelpSteer3", ("context", "response1", "response2", "overall_preference"), _helpsteer3, "annotated",
-          {"context": "prompt", "response1": "a", "response2": "b", "overall_preference": "preference, where no single ones are there", "individual_preference": "preferences"},
-          example=tuple(dict(domain="general", language="english", context=[{"role": "user", "content": q}], response1=a, response2=b, overall_preference=s,
-                             individual_preference=[dict(score=s, reasoning="…", feedback1="", feedback2=""), dict(score=0, reasoning="…", feedback1="", feedback2="")])
+          {"context": "prompt", "response1": "a", "response2": "b",
+           "overall_preference": "preference, where no single ones are there", "individual_preference": "preferences"},
+          example=tuple(dict(domain="general", language="english", context=[{"role": "user", "content": q}], response1=a,
+                             response2=b, overall_preference=s,
+                             individual_preference=[dict(score=s, reasoning="…", feedback1="", feedback2=""), dict(score=0,
+            reasoning="…", feedback1="", feedback2="")])
                         for (q, a, b), s in zip(_QUESTIONS, (-3, 1, -2)))),
 ]
 
 # %% ../../nbs/21_llm_shapes.ipynb #c-5c77dd19
-_SIDES = [("left", "right"), ("answer_a", "answer_b"), ("answer1", "answer2"), ("response_a", "response_b"), ("response1", "response2"), ("text1", "text2"), ("text_a", "text_b"),
+_SIDES = [("left", "right"), ("answer_a", "answer_b"), ("answer1", "answer2"), ("response_a", "response_b"), ("response1",
+            "response2"), ("text1", "text2"), ("text_a", "text_b"),
           ("option_a", "option_b"), ("completion_a", "completion_b"), ("output_1", "output_2"), ("a", "b")]
-_SELECTED = {"left": "A", "right": "B", "a": "A", "b": "B", "1": "A", "2": "B", "tie": "Tie", "equal": "Tie", "both": "Tie", "same": "Tie"}
+_SELECTED = {"left": "A", "right": "B", "a": "A", "b": "B", "1": "A", "2": "B", "tie": "Tie", "equal": "Tie", "both": "Tie",
+             "same": "Tie"}
 
 def find_sides(columns: list[str], prefix: str = "") -> tuple[str, str] | None: # None: no two columns that are called so
     "Return the columns of the two texts, if they have usual names."
@@ -237,6 +272,7 @@ def _selected(annotation: object) -> object: # a preference word
         if side is not None: return _SELECTED.get(str(side).lower(), BadCell(f"left or right is expected, found {side!r}"[:90]))
     return None # skipped
 
+# %% ../../nbs/21_llm_shapes.ipynb #dac79ea0
 def _label_studio(frame: pd.DataFrame) -> pd.DataFrame:
     data = pd.DataFrame([d if isinstance(d, dict) else {} for d in map(_parsed, _cells(frame, "data"))], dtype=object).add_prefix("data.")
     given = {c: frame[c].to_numpy(object) for c in ("prompt", "completion_a", "completion_b") if c in frame} # by a mapping
@@ -245,7 +281,8 @@ def _label_studio(frame: pd.DataFrame) -> pd.DataFrame:
         if ours not in given and theirs: given[ours] = data[theirs].to_numpy(object)
     asked = next((c for c in ("data.prompt", "data.question", "data.instruction", "data.text") if c in data), None)
     if asked and "prompt" not in given: given["prompt"] = data[asked].to_numpy(object)
-    votes = [[dict(preference=_selected(v), annotator=_part(v, "completed_by"), seconds=_part(v, "lead_time")) for v in _parsed(cell) if not _part(v, "was_cancelled")]
+    votes = [[dict(preference=_selected(v), annotator=_part(v, "completed_by"), seconds=_part(v,
+            "lead_time")) for v in _parsed(cell) if not _part(v, "was_cancelled")]
              for cell in frame["annotations"]]
     return _table(frame, **given, annotations=votes)
 
@@ -257,25 +294,32 @@ SHAPES.append(Shape(
     "Label Studio", ("annotations", "data"), _label_studio, "annotated",
     {"annotations": "preferences (selected), annotator (completed_by), seconds (lead_time)", "data": "the texts"}, _is_label_studio,
     example=tuple(dict(id=i + 1, data=dict(prompt=q, answer1=a, answer2=b), annotations=[
-        dict(id=10 * i + k, completed_by=7 + k, lead_time=4.5 + i, was_cancelled=False, result=[dict(type="pairwise", from_name="choice", to_name="answer1", value=dict(selected=s))])
-        for k, s in enumerate(w)]) for i, ((q, a, b), w) in enumerate(zip(_QUESTIONS, (("left", "left"), ("right", "left"), ("left", "left")))))))
+        dict(id=10 * i + k, completed_by=7 + k, lead_time=4.5 + i, was_cancelled=False, result=[dict(type="pairwise",
+            from_name="choice", to_name="answer1", value=dict(selected=s))])
+        for k, s in enumerate(w)]) for i, ((q, a, b), w) in enumerate(zip(_QUESTIONS, (("left", "left"), ("right", "left"),
+                                                                                       ("left", "left")))))))
 
 # %% ../../nbs/21_llm_shapes.ipynb #c-5d89ddbd
 def _label_studio_side(frame: pd.DataFrame) -> str | None: # the column of the side that was selected
     def _side(cell): return str(_part(cell, "selected") or _parsed(cell)).lower()
-    return next((c for c in frame if c not in ("annotator", "lead_time") and set(map(_side, frame[c].dropna())) <= set(_SELECTED) and frame[c].notna().any()), None)
+    def _names_sides(column): return len(cells := frame[column].dropna()) > 0 and set(map(_side, cells)) <= set(_SELECTED)
+    return next((c for c in frame if c not in ("annotator", "lead_time") and _names_sides(c)), None)
 
 def _label_studio_rows(frame: pd.DataFrame) -> pd.DataFrame:
     first, second = find_sides(list(frame))
     side, asked = _label_studio_side(frame), next((c for c in ("prompt", "question", "instruction", "text") if c in frame), None)
     words = [None if c is None or c != c else _SELECTED[str(_part(c, "selected") or _parsed(c)).lower()] for c in frame[side]]
-    return _table(frame, **({"id": frame["id"]} if "id" in frame else {}), **({"prompt": frame[asked]} if asked else {}), completion_a=frame[first],
+    return _table(frame, **({"id": frame["id"]} if "id" in frame else {}), **({"prompt": frame[asked]} if asked else {}),
+                  completion_a=frame[first],
                   completion_b=frame[second], preference=words, annotator=frame["annotator"], seconds=frame["lead_time"])
 
 SHAPES.append(Shape(
     "Label Studio rows", ("annotation_id", "annotator", "lead_time"), _label_studio_rows, "votes",
-    {"annotator": "annotator", "lead_time": "seconds", "id": "id", "prompt": "prompt", "question": "prompt", "instruction": "prompt", "text": "prompt"}
-    | {c: side for pair in _SIDES for c, side in zip(pair, "ab")} | {"choice": "preference", "comparison": "preference", "preference": "preference", "pairwise": "preference"},
+    {"annotator": "annotator", "lead_time": "seconds", "id": "id", "prompt": "prompt", "question": "prompt",
+     "instruction": "prompt", "text": "prompt"}
+    | {c: side for pair in _SIDES for c, side in zip(pair, "ab")} | {"choice": "preference", "comparison": "preference",
+                                                                     "preference": "preference", "pairwise": "preference"},
     lambda frame: find_sides(list(frame)) is not None and _label_studio_side(frame) is not None,
-    example=tuple(dict(id=i + 1, prompt=q, answer1=a, answer2=b, comparison=w, annotator=7, annotation_id=i, created_at="2026-01-01T10:00:00Z", lead_time=4.5 + i)
+    example=tuple(dict(id=i + 1, prompt=q, answer1=a, answer2=b, comparison=w, annotator=7, annotation_id=i,
+                       created_at="2026-01-01T10:00:00Z", lead_time=4.5 + i)
                   for i, ((q, a, b), w) in enumerate(zip(_QUESTIONS, ("left", "right", "left"))))))

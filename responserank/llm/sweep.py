@@ -70,6 +70,7 @@ def sweep_grid(
     preset: str = "tiny",
     data: str = "simulated",
     overrides: str | list = "", # or several, as a list: each is a point of the grid
+    **reading: str, # columns, values, ignore, bad_rows, test_data, as for `train`
 ) -> pd.DataFrame: # one row per run: method, preset, data, fraction, seed, overrides, group, run (its folder below `out`)
     "List the runs of a sweep."
     check_name(preset, PRESETS, "preset")
@@ -77,11 +78,13 @@ def sweep_grid(
     overrides = [overrides] if isinstance(overrides, str) else list(overrides) or [""]
     settings = {(m, o): resolve_settings(m, preset, o) for m in methods for o in overrides} # every unknown name is found here
     from responserank.llm.trainer import open_data, run_group
-    opened = open_data(data)
+    reading = {k: v for k, v in reading.items() if v and v != "refuse"}
+    opened = open_data(data, **reading)
     data, hashed = opened.name, opened.content_hash
+    if opened.test: reading |= dict(test_data=opened.test.name)
     groups = {key: run_group(key[0], preset, s, hashed) for key, s in settings.items()}
     place = lambda m, o, f, s: dict(group=groups[m, o], run=run_folder("", groups[m, o], f, s).as_posix())
-    rows = [dict(method=m, preset=preset, data=data, fraction=f, seed=s, overrides=o) | place(m, o, f, s)
+    rows = [dict(method=m, preset=preset, data=data, fraction=f, seed=s, overrides=o) | reading | place(m, o, f, s)
             for s in seeds for f in fractions for m, o in settings]
     table = pd.DataFrame(rows)
     twice = table[table.duplicated("run")]

@@ -240,7 +240,8 @@ class Workers:
 
     def start(self, row: dict, out: Path, wandb_mode: str):
         "Start a run."
-        parameters = {k: row[k] for k in ("method", "preset", "data", "fraction", "seed", "overrides")}
+        parameters = {k: row[k] for k in ("method", "preset", "data", "fraction", "seed", "overrides",
+                                         "columns", "values", "ignore", "bad_rows", "test_data") if k in row}
         parameters |= dict(out=str(out), wandb_mode=wandb_mode)
         notebook = train_notebook()
         self.began[row["run"]] = time.time()
