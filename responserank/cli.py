@@ -198,7 +198,7 @@ def _train_command(methods: tuple, **parameters):
     from responserank.llm.methods import resolve_settings
     for method in methods: resolve_settings(method, parameters["preset"], parameters["overrides"]) # mistakes first
     from responserank.llm.trainer import train_once
-    from responserank.llm.optimizer_step import distributed_rank
+    from responserank.llm.batches import distributed_rank
     first = distributed_rank()[0] == 0
     say = (lambda line: click.echo(line, err=True)) if first and parameters["data"] != "simulated" else None
     results = [train_once(method, **parameters, say=say if method == methods[0] else None) for method in methods]

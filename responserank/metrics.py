@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit
-from scipy.stats import rankdata
 from torch import Tensor
 
 # %% ../nbs/02_metrics.ipynb #cell-005
@@ -93,6 +92,7 @@ def spearman(
     "Return Spearman's rank correlation; ties share their average rank."
     x, y = _paired(x, y, "x y")
     if x.shape[-1] < 2: return pearson(x, y)
+    from scipy.stats import rankdata # here, since it takes half a second to load
     rank = lambda v: rankdata(np.where(_constant(v), 0, v), axis=-1)
     return pearson(rank(x), rank(y))
 

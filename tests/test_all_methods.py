@@ -7,6 +7,8 @@ import pytest
 from small import small
 from llama import save_multipref
 
+from responserank.llm import data as D
+from responserank.llm import optimizer_step as S
 from responserank.llm import trainer as T
 from responserank.llm.methods import METHODS, METHOD_ROWS, _OPTIMIZER_FIELDS, PRESETS, current_names, resolve_settings
 
@@ -31,11 +33,11 @@ def sources(tmp_path_factory):
 def shared_work(sources):
     """Read each source, train its tokenizer and tokenise it once; stop after three steps."""
     with pytest.MonkeyPatch.context() as patch:
-        read, table, tokenizers, tokens, arguments = {}, T.simulated_table, {}, {}, T.training_arguments
-        load, make, cut = T._load_data, T.load_tokenizer, T.tokenize
-        patch.setattr(T, "simulated_table", lambda: table(n=160))
-        patch.setattr(T, "_SIMULATED_TEST", 32)
-        patch.setattr(T, "_load_data", lambda data: read[data] if data in read else read.setdefault(data, load(data)))
+        read, table, tokenizers, tokens, arguments = {}, D.simulated_table, {}, {}, S.training_arguments
+        load, make, cut = D._load_data, T.load_tokenizer, T.tokenize
+        patch.setattr(D, "simulated_table", lambda: table(n=160))
+        patch.setattr(D, "SIMULATED_TEST", 32)
+        patch.setattr(D, "_load_data", lambda data, *options: read[data] if data in read else read.setdefault(data, load(data, *options)))
         patch.setattr(T, "load_tokenizer", lambda s, texts: tokenizers.get(len(texts)) or tokenizers.setdefault(len(texts), make(s, texts)))
         patch.setattr(T, "tokenize", lambda t, tok, n: tokens[id(tok)] if id(tok) in tokens else tokens.setdefault(id(tok), cut(t, tok, n)))
 
@@ -43,7 +45,7 @@ def shared_work(sources):
             made = arguments(*args, **kwargs)
             made.max_steps = 3
             return made
-        patch.setattr(T, "training_arguments", three_steps)
+        patch.setattr(S, "training_arguments", three_steps)
         patch.setattr(T, "library_versions", dict), patch.setattr(T, "git_state", lambda: dict(commit=None, dirty=None, diff=None))
         yield
 

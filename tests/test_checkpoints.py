@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from small import small
+from transformers import TrainerCallback
+
 from responserank.llm import trainer as T
 from responserank.runs import Interrupted
 from waiting import wait_for
@@ -26,7 +28,7 @@ def go(pairs, tmp_path):
     return run
 
 
-class Stop(T.TrainerCallback):
+class Stop(TrainerCallback):
     """End the run at a step, as a signal would."""
     def __init__(self, step): self.step = step
 

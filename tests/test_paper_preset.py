@@ -9,6 +9,8 @@ import torch
 from llama import save_llama, save_multipref, tokenizer
 from test_rewardbench import clone, first, second
 
+from transformers import TrainerCallback
+
 from responserank.llm import rewardbench as B
 from responserank.llm import trainer as T
 from responserank.llm.batches import PreferenceCollator
@@ -88,7 +90,7 @@ def test_precision_and_checkpointing_reach_the_trainer(made, tmp_path):
     ready = T.prepare_data(resolve_settings("rr_agree", "paper", overrides), str(made["data"]), seed=0)
     seen = {}
 
-    class Look(T.TrainerCallback):
+    class Look(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             seen.update(checkpointing=model.is_activation_checkpointing, autocast=trainer.accelerator.mixed_precision,
                         still=[n for n, p in model.named_parameters() if p.requires_grad and p.grad is None])

@@ -49,15 +49,18 @@ def scored(model, texts, rows):
     return rewards.detach(), loss.item(), torch.cat([g.flatten() for g in gradient])
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "dense"])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_trees_in_double_precision(attention, seed):
-    model, texts = gpt2(attention), trees(seed)
+def test_random_trees_in_double_precision(attention, seed, monkeypatch):
+    if attention == "dense": monkeypatch.setattr(SP, "takes_blocks", lambda model: False)
+    model, texts, blocks, plain = gpt2("eager" if attention == "eager" else "sdpa"), trees(seed), [], SP._attend
+    monkeypatch.setattr(SP, "_attend", lambda *a, **k: blocks.append(1) or plain(*a, **k))
+    monkeypatch.setattr(SP, "_pairs", lambda rows, dense: 0)  # blocks, however many pairs they have
     rows = SP.share_prefixes(texts, np.inf, least=1)
     assert sorted(i for r in rows for i in r.texts) == list(range(len(texts))) and max(len(r.texts) for r in rows) > 1
     (rewards, loss, gradient), (apart, loss_apart, gradient_apart) = scored(model, texts, rows), scored(model, texts, None)
     np.testing.assert_allclose(rewards, apart, rtol=0, atol=1e-10)
-    assert loss == pytest.approx(loss_apart, abs=1e-10)
+    assert loss == pytest.approx(loss_apart, abs=1e-10) and len(blocks) == (2 if attention == "sdpa" else 0)  # layers
     np.testing.assert_allclose(gradient, gradient_apart, rtol=0, atol=1e-10 * max(1, gradient_apart.abs().max()))
 
 
@@ -72,15 +75,15 @@ def test_random_trees_in_single_precision(attention):
 def test_rows_are_disjoint_and_their_prefix_is_common():
     for seed in range(30):
         texts = trees(seed, 150)
-        for limit in (None, 200):
-            rows = SP.share_prefixes(texts, 300.0, limit)
+        for limit, dense in ((4096, False), (200, False), (4096, True)):
+            rows = SP.share_prefixes(texts, 300.0, limit, dense=dense)
             assert sorted(i for r in rows for i in r.texts) == list(range(len(texts)))
             for r in rows:
                 own = [texts[i] for i in r.texts]
                 assert r.width == r.prefix + sum(len(t) - r.prefix for t in own)
+                assert r.lengths == tuple(map(len, own)) and (len(own) == 1 or r.gain(300.0, dense) < 1)
                 assert len(own) == 1 or r.prefix >= SP.MIN_PREFIX and all((t[: r.prefix] == own[0][: r.prefix]).all() for t in own)
-                assert len(own) == 1 or limit is None or r.width <= limit
-                assert r.alone == pytest.approx(sum(SP.row_cost(len(t), 300.0) for t in own))
+                assert len(own) == 1 or r.width <= limit
 
 
 def bench_texts(prompts=4, answers=4, prompt=90, seed=0):
@@ -91,8 +94,8 @@ def bench_texts(prompts=4, answers=4, prompt=90, seed=0):
 @pytest.fixture
 def shared_passes(monkeypatch):
     """Counts the passes whose rows hold several texts."""
-    seen, plain = [], SP.shared_inputs
-    monkeypatch.setattr(M, "shared_inputs", lambda rows, *a: seen.append(max(len(r.texts) for r in rows)) or plain(rows, *a))
+    seen, plain = [], SP.score_rows
+    monkeypatch.setattr(M, "score_rows", lambda model, rows, *a: seen.append(max(len(r.texts) for r in rows)) or plain(model, rows, *a))
     return seen
 
 
@@ -206,17 +209,17 @@ def kept_bytes(model, texts, one):
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("attention", ["blocks", "dense"])
 @pytest.mark.parametrize("prompts, answers, prompt", [(8, 2, 120), (3, 4, 300), (2, 6, 90)])
-def test_memory_of_a_pass_is_what_was_predicted(prompts, answers, prompt):
-    model = small_llama(hidden_size=64, intermediate_size=256)
+def test_memory_of_a_pass_is_what_was_predicted(prompts, answers, prompt, attention, monkeypatch):
+    if attention == "dense": monkeypatch.setattr(SP, "takes_blocks", lambda model: False)
+    model = small_llama(hidden_size=64, intermediate_size=256, num_key_value_heads=4)
     texts = bench_texts(prompts, answers, prompt)
     rows = SP.share_prefixes(texts, np.inf)
     assert len(rows) == prompts
-    reference = [np.full(256, 5)] * 4
-    a_token = kept_bytes(model, reference, SP.Pass(np.arange(4))) / (4 * 256)
-    width = -(-max(r.width for r in rows) // 8) * 8
+    a_token = kept_bytes(model, [np.full(256, 5)] * 4, SP.Pass(np.arange(4))) / (4 * 256)
     found = kept_bytes(model, texts, SP.Pass(np.arange(len(texts)), rows))
-    assert 0.5 < found / SP.pass_memory(len(rows), width, a_token) < 1.1
+    assert 0.8 < found / SP.pass_memory(rows, a_token, 2 * 64 * 4, attention == "blocks") < 1.1
     assert found < kept_bytes(model, texts, SP.Pass(np.arange(len(texts))))
 
 

@@ -122,7 +122,7 @@ data, taken, out, overrides = sys.argv[1:]
 try: T.train_once("rr", data=data, out=taken, wandb_mode="disabled", overrides=overrides)
 except T.UserError as e: print("refused:", e, flush=True)
 if os.environ["RANK"] == "1":
-    class Broken(T.TrainerCallback):
+    class Broken:
         def on_step_end(self, args, state, control, **kwargs): raise MemoryError("no memory on the second device")
     T._SaveAfterEvaluating = Broken
 T.train_once("rr", data=data, out=out, wandb_mode="disabled", overrides=overrides)

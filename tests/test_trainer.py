@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from small import SHAPE, small
+from transformers import TrainerCallback
+
+from responserank.llm import optimizer_step as S
 from responserank.llm import trainer as T
 from responserank.llm.methods import resolve_settings
 from responserank.llm.models import train_tokenizer
@@ -55,12 +58,12 @@ def gradient(layout, wrong=1, monkeypatch=None, **overrides):
     test = pd.DataFrame(dict(label=[1], tokens_a=[[2, 3]], tokens_b=[[4]]))
     tokenizer = train_tokenizer(["a b c d"] * 9, 300)
 
-    class Catch(T.TrainerCallback):
+    class Catch(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             self.gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
 
     catch = Catch()
-    trainer = T.RankingTrainer(T.load_model(settings, tokenizer, 0).double(), T.training_arguments(settings, tempfile.mkdtemp(), 0), settings,
+    trainer = S.RankingTrainer(T.load_model(settings, tokenizer, 0).double(), S.training_arguments(settings, tempfile.mkdtemp(), 0), settings,
                                rows, test, 0, callbacks=[catch])
     if wrong != 1:
         count = trainer._get_num_items_in_batch
@@ -262,3 +265,18 @@ def test_rewards_that_are_not_finite_are_no_result(tiny_run, monkeypatch):
     def spoiled(self, *a, **k): self.rewards = (np.array([np.nan]), np.array([0.]))
     monkeypatch.setattr(RankingTrainer, "evaluate", spoiled)
     with pytest.raises(UserError, match="rewards that are not finite"): tiny_run(overrides=SMALL + " epochs=1")
+
+
+FIRST_ROW = """
+import sys
+from responserank.llm import data as D, trainer as T
+def look(*args): raise SystemExit(" ".join(m for m in ("transformers", "scipy.stats", "matplotlib.pyplot", "accelerate", "datasets") if m in sys.modules) or 0)
+D._load_data = look
+T.train("bt", data="simulated")
+"""
+
+
+def test_data_are_read_before_the_slow_libraries_are_loaded():
+    """Whoever misspells a file's name should not wait for libraries that train."""
+    done = subprocess.run([sys.executable, "-c", FIRST_ROW], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -11,18 +11,20 @@ __all__ = ['train_tokenizer', 'load_tokenizer', 'load_model', 'add_lora', 'merge
 import os, shutil, tempfile, warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from pathlib import Path
-import numpy as np, pandas as pd, torch, transformers
+import numpy as np, pandas as pd, torch
 from ..metrics import accuracy, pearson_distance_correlation
 from ..settings import UserError
 from ..runs import progress
 from .batches import pad_right, share_among_devices
-from .shared_prompts import Pass, plan_passes, score_shared, shared_inputs
+from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
 from .preferences import encode_texts, render_chat
 from ..columns import find_column
 from .formats import frame_in_memory, unique_ids
 from ..tables import hub_error, read_table, silence_loggers, text_column
+if TYPE_CHECKING: import transformers # slow to load, and needed to build or load a model only
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
 def train_tokenizer(
@@ -192,8 +194,8 @@ def score_pass(
     pad_token_id: int,
 ) -> torch.Tensor: # (n,) rewards, in the order of the pass's texts
     "Compute the rewards of the texts of one pass."
+    if one.rows is not None: return score_rows(model, one.rows, texts, pad_token_id)
     device = next(model.parameters()).device
-    if one.rows is not None: return score_shared(model, {k: t.to(device) for k, t in shared_inputs(one.rows, texts, pad_token_id).items()})
     return score_batch(model, *(t.to(device) for t in pad_right([texts[i] for i in one.texts], pad_token_id)))
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-022

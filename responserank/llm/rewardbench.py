@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from transformers import TrainerCallback
 from ..settings import UserError, nearest_names
 from ..tables import is_hub_name, missing_file, number_column, read_table, require_columns, location
 from .models import load_classifier, score_tokens
@@ -283,7 +282,7 @@ def flat_measures(
     subsets = measures.get("rewardbench_v2", {}).get("subsets", {})
     return flat | {f"rewardbench_v2_{s.lower().replace(' ', '_')}": v for s, v in subsets.items()}
 
-class RewardBench(TrainerCallback):
+class RewardBench:
     "Scores the model on RewardBench after the last evaluation of the test rows, or after each."
     def __init__(self,
         benches: list, # of `_Bench`
