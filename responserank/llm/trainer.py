@@ -114,7 +114,7 @@ class _ProgressCallback:
         if shown: self.bar.set_postfix(shown, refresh=False)
 
 # %% ../../nbs/25c_llm_trainer.ipynb #diverged-fn
-class _StopDiverged(TrainerCallback):
+class _StopDiverged:
     "Ends a run whose loss or gradient norm is not finite."
     def on_log(self, args, state, control, logs: dict | None = None, **kwargs):
         "Check the loss and the gradient norm of a step, before anything of it is saved."
