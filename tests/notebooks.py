@@ -5,6 +5,7 @@ be broken, or stale, while its notebook passes. Here each exported cell is repla
 has a process of its own, so that none leans on what another one left behind.
 """
 import argparse
+import ast
 import contextlib
 import importlib
 import multiprocessing
@@ -26,8 +27,10 @@ FORK = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn
 
 
 def bound_names(source: str) -> list:
-    """List the names that a cell binds at the top level."""
-    symbols = symtable.symtable(source, "cell", "exec").get_symbols()
+    """List the names that a cell binds at the top level, without those that are there for type checkers only."""
+    tree = ast.parse(source)
+    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))]
+    symbols = symtable.symtable(ast.unparse(tree), "cell", "exec").get_symbols()
     return sorted(s.get_name() for s in symbols if s.is_assigned() or s.is_imported())
 
 

@@ -103,3 +103,8 @@ def test_says_who_killed_the_process(tiny, root):
     done = against_modules(tiny, root)
     assert done.returncode == 1 and "SIGKILL" in done.stdout
     assert against_modules(tiny, root, "nbs/99_missing.ipynb").returncode == 2
+
+
+def test_imports_for_type_checkers_are_not_looked_for():
+    from notebooks import bound_names
+    assert bound_names("from typing import TYPE_CHECKING\nif TYPE_CHECKING: import torch\nx = 1\ndef f(): y = 2") == ["TYPE_CHECKING", "f", "x"]
