@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGNALS', 'BT_TARGETS', 'STEPS', 'mean_preference', 'agreement', 'agreements', 'text_length', 'describe_comparisons',
-           'to_messages', 'render_chat', 'encode_texts', 'tokenize', 'pair_codes', 'overlap', 'train_test_split',
-           'draw_votes', 'given_signal', 'rank_by_signal', 'sample_rows', 'stratify_by_signal', 'prepare_rows',
-           'report_table']
+           'to_messages', 'join_template', 'render_chat', 'encode_texts', 'tokenize', 'pair_codes', 'overlap',
+           'train_test_split', 'draw_votes', 'given_signal', 'rank_by_signal', 'sample_rows', 'stratify_by_signal',
+           'prepare_rows', 'report_table']
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-002
 import json
@@ -100,6 +100,16 @@ def to_messages(
     head = ([{"role": "user", "content": prompt}] if prompt else []) if isinstance(prompt, str) else list(prompt)
     return head + ([{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion))
 
+def join_template(
+    separator: str = "\n\n", # between the messages
+    start: str = "", # what stands before the first
+    end: str = "", # what stands after the last
+) -> str: # a chat template
+    "Write the plain join of messages as a chat template."
+    write = lambda text: "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
+    return (write(start) + "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}" + write(separator)
+            + "{% endif %}{% endfor %}" + write(end))
+
 def render_chat(
     prompt: str | list,
     completion: str | list,
@@ -108,7 +118,7 @@ def render_chat(
 ) -> str: # what is to be tokenised
     "Write a conversation as one text, by the tokenizer's chat template if it has one."
     messages = to_messages(prompt, completion)
-    if not tokenizer.chat_template: return separator.join(m["content"] for m in messages)
+    if tokenizer.chat_template in (None, "", join_template(separator)): return separator.join(m["content"] for m in messages)
     try: return tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception as e:   # a template is a program and may object to anything, for instance to a chat without a user
         roles, why = [m["role"] for m in messages], str(e).strip().splitlines()[-1]
@@ -119,13 +129,14 @@ def render_chat(
 def encode_texts(
     rendered: list[str],
     tokenizer: "transformers.PreTrainedTokenizerBase", # its pad token is set to its eos token if it has none
+    template: bool | None = None, # they were written by a chat template, marks included; None: where the tokenizer has one
 ) -> list[list[int]]: # token ids
     "Return token ids of rendered texts, each beginning and end marked once."
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError("the tokenizer has neither a pad nor an eos token; it cannot be used for scoring in batches")
         tokenizer.pad_token = tokenizer.eos_token
-    template, eos = bool(tokenizer.chat_template), tokenizer.eos_token_id
+    template, eos = bool(tokenizer.chat_template) if template is None else template, tokenizer.eos_token_id
     ids = tokenizer(rendered, add_special_tokens=not template, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
     return ids if template or eos is None else [i if i[-1:] == [eos] else i + [eos] for i in ids]
 

@@ -68,6 +68,8 @@ def prepare_data(
         smaller = replace(settings, test_size=round(settings.validation * len(train)))
         train, test, halves = train_test_split(train, smaller, rng(seed, "validation"))
     rows, steps = prepare_rows(train, settings, seed)
+    if tokenizer.pad_token_id == tokenizer.eos_token_id and settings.model != "scratch":
+        tokenised["note"] = f"padding is the end token {tokenizer.eos_token}: the reward is read at the token before the closing one"
     report = dict(steps=[read, tokenised, halves, *steps], about=describe_comparisons(rows, test), first=first_comparison(rows,
             tokenizer))
     return Prepared(settings, train, rows.reset_index(drop=True), test.reset_index(drop=True), tokenizer, report)
