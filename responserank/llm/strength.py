@@ -7,6 +7,7 @@ __all__ = ['FOLDS', 'LEAST_ROWS', 'MOST_ROWS', 'LOSS_FILE', 'signal_kind', 'stre
            'add_strengths', 'save_loss_parameters', 'load_loss_parameters', 'starting_parameters']
 
 # %% ../../nbs/21c_llm_strength.ipynb #c78ce5f8
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -171,12 +172,12 @@ def add_strengths(
     seed: int,
 ) -> tuple[pd.DataFrame, Settings, dict]: # rows with the columns of the loss, settings with a number as weight, a report (empty: nothing to do)
     "Add what the loss reads beside ranks and targets, and estimate the rank weight where it is asked for."
-    from dataclasses import replace
     if settings.rank_weight == "auto":
         found, origin = training_rank_weight(rows, settings, seed)
-        report = dict(step="rank_weight", rows=len(rows), value=found.value, interval=[found.lo, found.hi], origin=origin,
-                      note=f"rank weight {found.value:.2f} ({found.lo:.2f} to {found.hi:.2f}), from {origin}")
-        return rows, replace(settings, rank_weight=found.value), report
+        value, lo, hi = (round(x, 4) for x in (found.value, found.lo, found.hi))
+        report = dict(step="rank_weight", rows=len(rows), value=value, interval=[lo, hi], origin=origin,
+                      note=f"rank weight {value:.2f} ({lo:.2f} to {hi:.2f}), from {origin}")
+        return rows, replace(settings, rank_weight=value), report
     if settings.loss not in PANEL_LOSSES: return rows, settings, {}
     if settings.loss == "orthogonal": rows, report = _time_columns(rows, settings, seed)
     elif settings.loss == "bt_ties": rows, report = _tie_columns(rows, settings)
