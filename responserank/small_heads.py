@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy import sparse, stats
+from numpy.typing import ArrayLike
 from torch import Tensor
 from .rankings import arrange
 from .strata import make_rankings as make_rankings
@@ -95,8 +96,8 @@ def fit_heads(
     rejected: Tensor, # the same shape
     loss: str, # a key of `STRENGTH_LOSSES`
     batch: dict, # the columns that the loss reads, each a number, (n,) or (models, n)
-    prior, # (models,) precisions; as many heads are fitted
-    weight=1.0, # of each comparison, a number, (n,) or (models, n)
+    prior: ArrayLike, # (models,) precisions; as many heads are fitted
+    weight: ArrayLike = 1.0, # of each comparison, a number, (n,) or (models, n)
     steps: int = 150,
     tol: float = 1e-5,
 ) -> Heads:
@@ -115,7 +116,7 @@ def fit_heads(
 
 # %% ../nbs/00c_small_heads.ipynb #cell-015
 def without(
-    ranking_id, # (n,) integers
+    ranking_id: ArrayLike, # (n,) integers
     kept: Tensor, # (models, n) booleans
 ) -> Tensor: # (models, n) integers
     "Take comparisons out of their rankings, each into one of its own."
@@ -126,7 +127,7 @@ def without(
 PRIORS = (.03, .1, .3, 1., 3., 10., 30., 100.) # precisions tried, where features have mean square length 1
 
 def assign_folds(
-    group, # (n,) names; a group is never split
+    group: ArrayLike, # (n,) names; a group is never split
     folds: int,
     rng: np.random.Generator,
 ) -> np.ndarray: # (n,) whole numbers from 0
@@ -146,7 +147,7 @@ def cross_fit(
     features: Tensor, # (items, features)
     chosen: Tensor, # (n,)
     rejected: Tensor, # (n,)
-    folds, # (n,) whole numbers from 0
+    folds: ArrayLike, # (n,) whole numbers from 0
     priors: object = PRIORS, # precisions to choose from
 ) -> tuple[Tensor, float]: # (n,) held-out predicted differences in log-odds, and the prior
     "Predict each choice by a head that was fitted without its fold."
@@ -164,9 +165,9 @@ def cross_fit(
 LAMBDAS = np.linspace(0, 1, 101)
 
 def order_likelihood(
-    diff, # (n,) held-out predicted differences
-    rank, # (n,) lower = stronger
-    ranking_id, # (n,) integers
+    diff: ArrayLike, # (n,) held-out predicted differences
+    rank: ArrayLike, # (n,) lower = stronger
+    ranking_id: ArrayLike, # (n,) integers
     slopes: object = LAMBDAS, # (k,) values of κ
 ) -> np.ndarray: # (k,) log-likelihood of the orders
     "Compute how likely the order of strengths is at each slope."
@@ -234,9 +235,9 @@ def posterior(
 
 # %% ../nbs/00c_small_heads.ipynb #cell-030
 def signal_p(
-    diff, # (n,) held-out predicted differences
-    rank, # (n,) lower = stronger, NaN = none
-    stratum=None, # (n,) names; None: one stratum
+    diff: ArrayLike, # (n,) held-out predicted differences
+    rank: ArrayLike, # (n,) lower = stronger, NaN = none
+    stratum: ArrayLike | None = None, # (n,) names; None: one stratum
 ) -> float: # one-sided p-value, 1 where nothing can be compared
     "Test whether stronger comparisons have larger predicted differences within strata."
     strata = 0 if stratum is None else pd.factorize(np.asarray(stratum))[0]
@@ -249,9 +250,9 @@ def signal_p(
     return float(stats.norm.sf((a * d).sum() / np.sqrt(variance))) if variance > 0 else 1.
 
 def estimate_rank_weight(
-    diff, # (n,) held-out predicted differences, as from `cross_fit`
-    rank, # (n,) lower = stronger, NaN = none
-    stratum=None, # (n,) names; None: one stratum
+    diff: ArrayLike, # (n,) held-out predicted differences, as from `cross_fit`
+    rank: ArrayLike, # (n,) lower = stronger, NaN = none
+    stratum: ArrayLike | None = None, # (n,) names; None: one stratum
     kind: str = "unknown", # of signal, a key of `WEIGHT_PRIORS`
     ranking_size: int | str = 8, # of the rankings that will be trained on
     ranking_id=None, # (n,) integers, these rankings themselves; None: dealt by size
