@@ -20,6 +20,7 @@ from ..settings import UserError, check_name
 from ..files import rng as seeded
 from ..strata import deal_rankings, drop_ranks, shuffle_ranks, stratify
 from .formats import flatten_lists, mean_preferences, vote_codes, vote_counts, vote_weights
+from .methods import PANEL_LOSSES
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-008
 def _as_votes(preferences):
@@ -297,10 +298,10 @@ def train_test_split(
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-089
 def draw_votes(
     table: pd.DataFrame,
-    settings: object, # none are needed
+    settings: object, # loss
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, dict]: # with choice, annotator, seconds_drawn, stated
-    "Draw one vote for each comparison; drop comparisons that drew a tie."
+    "Draw one vote for each comparison; drop comparisons that drew a tie, unless the loss learns from ties."
     if "preferences" not in table:
         seconds = table["response_time"] if "response_time" in table else np.nan
         return table.assign(seconds_drawn=seconds, stated=np.nan), dict(step="draw", rows=len(table), note="one choice each, as given")
@@ -311,7 +312,9 @@ def draw_votes(
     seconds = flatten_lists(table, "seconds")[pick].astype(float)
     drawn = dict(choice=side, annotator=flatten_lists(table, "annotators")[pick], seconds_drawn=seconds,
                  stated=np.abs(vote).astype(float))
-    table = table.assign(**drawn)[vote != 0]
+    table = table.assign(**drawn)
+    if getattr(settings, "loss", None) == "bt_ties": return table, dict(step="draw", rows=len(table), ties_kept=int((vote == 0).sum()))
+    table = table[vote != 0]
     if len(table) == 0: raise UserError(f"all {len(vote)} drawn preferences are ties; there is nothing to train on")
     return table, dict(step="draw", rows=len(table), ties_dropped=int((vote == 0).sum()))
 
@@ -389,9 +392,10 @@ def _target_mean_preference(table: pd.DataFrame, settings: object) -> np.ndarray
     return (1 + mean_preferences(table, settings.slight_weight) * table["choice"].to_numpy()) / 2
 
 def _target_given(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) in [0, 1]
-    "Return the targets that came with the file."
-    if "bt_target_given" not in table: raise UserError("bt_target='given': the data have no column bt_target")
-    return table["bt_target_given"].to_numpy(float)
+    "Return the targets that came with the file, or those that its votes make."
+    if "bt_target_given" in table: return table["bt_target_given"].to_numpy(float)
+    if "preferences" not in table: raise UserError("bt_target='given': the data have no column bt_target, and no votes to make it from")
+    return _target_mean_preference(table, settings)
 
 BT_TARGETS = { # `bt_target` → function of (table, settings) that returns each comparison's target, (n,) in [0, 1]
     "hard": _target_hard,
@@ -409,7 +413,7 @@ def rank_by_signal(
     "Turn the strength signal into ranks, and the votes into Bradley–Terry targets."
     signal = check_name(settings.strength, SIGNALS, "strength")
     target = check_name(settings.bt_target, BT_TARGETS, "bt_target")
-    note, needed = None, settings.loss != "bt"
+    note, needed = None, settings.loss not in ("bt", *PANEL_LOSSES)
     try:
         rank = np.asarray(SIGNALS[signal](table, settings), float) + 0.0 # no negative zeros
         known = rank[np.isfinite(rank)]
