@@ -110,7 +110,7 @@ def gain_table(
 # %% ../nbs/51_human_arguments.ipynb #cell-021
 def gains_figure(
     gains: pd.DataFrame, # as from `paired_gains`
-):
+) -> object: # a figure of matplotlib
     "Draw the gain in accuracy of each loss over Bradley–Terry, a panel per size."
     import matplotlib.pyplot as plt
     from responserank.figures import intervals, figure_size

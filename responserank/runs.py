@@ -152,6 +152,7 @@ def _metrics(folder: Path) -> dict: # what metrics.json says; {} without one
         said = str(e)
         return {"status": "corrupt", "error": said if said.startswith(str(path)) else f"{path}: {said}"}
 
+# %% ../nbs/04c_runs.ipynb #cell-013b
 def run_status(
     folder: str | Path,
 ) -> tuple[str, dict]: # finished, failed, interrupted, dry_run, running, dead, corrupt or empty; what is known of it

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 from .rankings import bradley_terry_loss, ranking_loss
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-005
 def _columns(
-    diff, # (n,) or (models, n) predicted differences
+    diff: ArrayLike, # (n,) or (models, n) predicted differences
     **columns, # by name: one number, (n,) or (models, n)
 ) -> list[Tensor]: # all of one shape, floating point, single precision or better
     "Read differences and columns, and refuse shapes that would broadcast by accident."
@@ -47,8 +48,8 @@ def _reduce(
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-010
 def margin_loss(
-    diff, # (n,) or (models, n) predicted differences, chosen minus rejected
-    strength, # one number, (n,) or (models, n): how far the chosen side should be ahead
+    diff: ArrayLike, # (n,) or (models, n) predicted differences, chosen minus rejected
+    strength: ArrayLike, # one number, (n,) or (models, n): how far the chosen side should be ahead
     scale: float = 1.0, # utility per unit of strength
     reduction: str = "mean", # over comparisons: "mean", "sum" or "none"
 ) -> Tensor: # scalar or (models,); with "none" the shape of `diff`
@@ -58,8 +59,8 @@ def margin_loss(
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-014
 def scaled_loss(
-    diff, # (n,) or (models, n) predicted differences, chosen minus rejected
-    strength, # one number, (n,) or (models, n), not negative, mean 1 over the training rows
+    diff: ArrayLike, # (n,) or (models, n) predicted differences, chosen minus rejected
+    strength: ArrayLike, # one number, (n,) or (models, n), not negative, mean 1 over the training rows
     reduction: str = "mean", # over comparisons: "mean", "sum" or "none"
 ) -> Tensor: # scalar or (models,); with "none" the shape of `diff`
     "Compute Bradley–Terry weighted by strength."
@@ -68,8 +69,8 @@ def scaled_loss(
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-017
 def regression_loss(
-    diff, # (n,) or (models, n) predicted differences, chosen minus rejected
-    mean_preference, # one number, (n,) or (models, n), in [−1, 1] towards the chosen side, or any signed strength
+    diff: ArrayLike, # (n,) or (models, n) predicted differences, chosen minus rejected
+    mean_preference: ArrayLike, # one number, (n,) or (models, n), in [−1, 1] towards the chosen side, or any signed strength
     scale: float = 1.0, # utility per unit of mean preference
     reduction: str = "mean", # over comparisons: "mean", "sum" or "none"
 ) -> Tensor: # scalar or (models,); with "none" the shape of `diff`
@@ -79,8 +80,8 @@ def regression_loss(
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-020
 def ordinal_loss(
-    diff, # (n,) or (models, n) predicted differences, chosen minus rejected
-    category, # (n,) or (models, n) whole numbers from 0 (rejected much better) to K − 1 (chosen much better)
+    diff: ArrayLike, # (n,) or (models, n) predicted differences, chosen minus rejected
+    category: ArrayLike, # (n,) or (models, n) whole numbers from 0 (rejected much better) to K − 1 (chosen much better)
     thresholds: Tensor, # (K − 1,) or (models, K − 1), increasing
     reduction: str = "mean", # over comparisons: "mean", "sum" or "none"
 ) -> Tensor: # scalar or (models,); with "none" the shape of `diff`
@@ -108,8 +109,8 @@ def symmetric_thresholds(
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-027
 def davidson_loss(
-    diff, # (n,) or (models, n) predicted differences, chosen minus rejected
-    log_nu, # one number, or (models, 1): logarithm of the weight of ties
+    diff: ArrayLike, # (n,) or (models, n) predicted differences, chosen minus rejected
+    log_nu: ArrayLike, # one number, or (models, 1): logarithm of the weight of ties
     won=1.0, # one number, (n,) or (models, n) in [0, 1]: share of votes for the chosen side
     tied=0.0, # the same for ties; the rest went to the rejected side
     reduction: str = "mean", # over comparisons: "mean", "sum" or "none"
@@ -131,9 +132,9 @@ def expected_time(
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-034
 def orthogonal_loss(
-    diff, # (n,) or (models, n) predicted differences, chosen minus rejected
-    time, # (n,) or (models, n) response times as `relative_times` makes them
-    nuisance, # (n,) or (models, n) first estimate of the differences, from data without these comparisons
+    diff: ArrayLike, # (n,) or (models, n) predicted differences, chosen minus rejected
+    time: ArrayLike, # (n,) or (models, n) response times as `relative_times` makes them
+    nuisance: ArrayLike, # (n,) or (models, n) first estimate of the differences, from data without these comparisons
     reduction: str = "mean", # over comparisons: "mean", "sum" or "none"
 ) -> Tensor: # scalar or (models,); with "none" the shape of `diff`
     "Compute the orthogonal loss of choices and response times."
@@ -142,9 +143,9 @@ def orthogonal_loss(
     return _reduce((1 - (time - usual) * nuisance - diff * usual) ** 2, reduction)
 
 def relative_times(
-    seconds, # (n,) positive
-    person, # (n,) names
-    nuisance, # (n,) first estimate of the differences
+    seconds: ArrayLike, # (n,) positive
+    person: ArrayLike, # (n,) names
+    nuisance: ArrayLike, # (n,) first estimate of the differences
 ) -> np.ndarray: # (n,) times in the unit of `expected_time`
     "Divide each time by its person's mean, and give each person the mean that the model expects."
     usual = expected_time(torch.tensor(np.asarray(nuisance, float))).numpy()
@@ -154,8 +155,8 @@ def relative_times(
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-039
 def strength_from_rank(
-    rank, # (n,) lower = stronger, NaN = none
-    stratum=None, # (n,) names; None: all comparable
+    rank: ArrayLike, # (n,) lower = stronger, NaN = none
+    stratum: ArrayLike | None = None, # (n,) names; None: all comparable
 ) -> np.ndarray: # (n,) in [0, 2), mean 1
     "Turn ranks into percentiles of strength within a stratum."
     rank = pd.Series(np.asarray(rank, float))
@@ -165,7 +166,7 @@ def strength_from_rank(
     return (2 * (place - .5) / count).fillna(1.).to_numpy()
 
 def strength_categories(
-    strength, # (n,)
+    strength: ArrayLike, # (n,)
     categories: int = 5, # of about equal frequency; fewer come where many strengths are equal
 ) -> np.ndarray: # (n,) whole numbers from 0, weakest first
     "Cut strengths into categories of equal frequency."
@@ -197,7 +198,7 @@ def _log_steps(batch: dict) -> Tensor: # zeros: thresholds at distance 1 to begi
 
 # %% ../nbs/00b_strength_losses.ipynb #cell-044
 def signed_categories(
-    category, # (n,) whole numbers from 0, weakest first, of the strength towards the chosen side
+    category: ArrayLike, # (n,) whole numbers from 0, weakest first, of the strength towards the chosen side
 ) -> np.ndarray: # (n,) from K to 2K − 1, where K is the number of categories
     "Number categories of strength as the chosen half of a symmetric scale."
     category = np.asarray(category, int)

@@ -74,7 +74,8 @@ def run_notebook(path: Path, log: Path, flags: list, coverage_of: str | None) ->
 
 def preload() -> None:
     """Import what most notebooks import, once, before the first fork."""
-    for name in ("numpy", "pandas", "scipy.stats", "matplotlib.pyplot", "torch", "transformers", "datasets"):
+    for name in ("numpy", "pandas", "scipy.stats", "matplotlib.pyplot", "torch", "transformers.models.llama.modeling_llama", "datasets",
+                 "responserank.llm.optimizer_step", "responserank.figures"):
         with contextlib.suppress(ImportError): importlib.import_module(name)
 
 
@@ -127,7 +128,7 @@ def main() -> int:
     given = parser.parse_args()
     from nbdev.config import get_config
     from nbdev.doclinks import nbglob
-    paths = sorted(p.absolute() for p in given.notebooks or nbglob(as_path=True))
+    paths = sorted((p.absolute() for p in given.notebooks or nbglob(as_path=True)), reverse=True)  # long chapters have high numbers
     if missing := [str(p) for p in paths if not p.is_file()]: parser.error(f"no such notebook: {', '.join(missing)}")
     if not paths: parser.error("no notebooks here")
     package, start = get_config().lib_path.name, time.time()

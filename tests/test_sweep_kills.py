@@ -8,7 +8,7 @@ from sweeping import holders, linux, start, states, wait_for, words
 
 @linux
 def test_killed_kernels_workers_and_sweeps(root, sixty_pairs, tmp_path):
-    call = words(sixty_pairs, tmp_path, 200)
+    call = words(sixty_pairs, tmp_path, 60)
     process = start(root, *call)
     first = wait_for(lambda: len(h := holders(tmp_path)) == 2 and h)
     kernel, other = list(first.values())

@@ -8,7 +8,7 @@ from responserank.runs import claim_run
 
 @linux
 def test_two_sweeps_share_a_grid(root, sixty_pairs, tmp_path):
-    both = [start(root, *words(sixty_pairs, tmp_path, 40, "--workers", "1")) for _ in range(2)]
+    both = [start(root, *words(sixty_pairs, tmp_path, 10, "--workers", "1")) for _ in range(2)]
     said = [p.communicate(timeout=500) for p in both]
     assert [p.returncode for p in both] == [0, 0], said
     finished = [line.split()[1] for _, stderr in said for line in stderr.splitlines() if line.startswith("finished ")]

@@ -9,6 +9,7 @@ __all__ = ['split_words', 'read_methods', 'read_seeds', 'read_fractions', 'sweep
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-002
 import contextlib, fnmatch, hashlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..runs import (HEARTBEAT_SECONDS, EXPIRY_SECONDS, Interrupted, attempt_at_work, interruptible, error_line, progress,
@@ -263,7 +264,7 @@ def sweep(
     workers: int = 2, # runs at a time, one thread each
     retries: int = 1, # further tries of a run that fails
     wandb_mode: str = "offline",
-    say=lambda line: None, # called with a line whenever a run has ended
+    say: Callable = lambda line: None, # called with a line whenever a run has ended
     warm: bool = CAN_FORK, # fork workers and kernels from a process that has imported everything
 ) -> pd.DataFrame: # the grid with status, tries, error and wall (seconds from start to end, of the runs done now)
     "Do the runs of a grid that are not finished."

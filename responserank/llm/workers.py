@@ -176,7 +176,8 @@ def _run_plainly(parameters: dict):
     train_once(**parameters)
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-029
-_PRELOADED = ["responserank.llm.trainer", "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager", "wandb"]
+_PRELOADED = ["responserank.llm.trainer", "responserank.llm.optimizer_step", "responserank.figures", # the last two are deferred elsewhere
+              "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager", "wandb"]
 
 class ForkServer:
     "Process that workers are forked from."
@@ -235,10 +236,14 @@ _WORKER_ENV = SINGLE_THREAD_ENV | dict(PYTORCH_NVML_BASED_CUDA_CHECK="1") # the 
 class Workers:
     "Workers of a sweep, by run; a context manager that stops those still at work."
     def __init__(self, warm: bool):
-        code = f"from responserank.llm.workers import _serve_forks; _serve_forks({warm})"
+        self.warm, self.process = warm, None # started with the first run: its imports take seconds
+        self.began, self.errors = {}, {}
+
+    def _serve(self):
+        "Start the fork server."
+        code = f"from responserank.llm.workers import _serve_forks; _serve_forks({self.warm})"
         self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         env=_WORKER_ENV | os.environ, start_new_session=True)
-        self.began, self.errors = {}, {}
 
     def tell(self, **request):
         "Send the fork server a line."
@@ -247,6 +252,7 @@ class Workers:
 
     def start(self, row: dict, out: Path, wandb_mode: str):
         "Start a run."
+        if self.process is None: self._serve()
         parameters = {k: row[k] for k in ("method", "preset", "data", "fraction", "seed", "overrides",
                                          "columns", "values", "ignore", "bad_rows", "test_data") if k in row}
         parameters |= dict(out=str(out), wandb_mode=wandb_mode)
@@ -269,6 +275,7 @@ class Workers:
 # %% ../../nbs/27a_llm_workers.ipynb #workers-exit
 @patch
 def __exit__(self: Workers, *error) -> None:
+    if self.process is None: return
     with contextlib.suppress(Exception):
         if self.began: self.tell(signal=int(signal.SIGTERM))
     self.process.stdin.close() # the fork server waits for its workers to end, then ends

@@ -9,6 +9,7 @@ __all__ = ['TASKS', 'Task', 'task_of', 'make_env', 'Actor', 'actor_of', 'save_ac
 
 # %% ../../nbs/31a_rl_agents.ipynb #cell-002
 import importlib, os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -232,7 +233,7 @@ def train_agent(
     task: Task,
     steps: int,
     seed: int,
-    teach=None, # wraps the environments' rewards: VecEnv → VecEnv; None: the true reward as it is
+    teach: Callable | None = None, # wraps the environments' rewards: VecEnv → VecEnv; None: the true reward as it is
     points: int = 10, # at which the policy is kept
 ) -> Trained:
     "Train an agent, the same one for the same seed."
@@ -265,7 +266,7 @@ def keep_agent(
     task: Task,
     steps: int,
     seed: int,
-    teach=None, # as in `train_agent`
+    teach: Callable | None = None, # as in `train_agent`
     facts: dict | None = None, # for metrics.json
 ) -> Path: # the folder, with curve.csv and policies
     "Train an agent, or find it trained."

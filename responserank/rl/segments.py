@@ -7,6 +7,7 @@ __all__ = ['Segments', 'cut', 'join', 'Behaviour', 'gather_segments', 'policy_ta
            'keep_segments', 'agent_seeds', 'played', 'oracle', 'draw_pairs', 'held_back', 'Asked', 'compare']
 
 # %% ../../nbs/31b_rl_segments.ipynb #cell-002
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -121,7 +122,7 @@ def play_policies(
 
 def keep_segments(
     folder: Path,
-    make, # () → Segments
+    make: Callable, # () → Segments
     facts: dict, # for metrics.json
 ) -> Segments:
     "Compute segments, or read the ones computed before."
