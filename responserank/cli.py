@@ -251,6 +251,40 @@ def _train_command(methods: tuple, push: str | None, **parameters):
     _print_results(results)
     if push: click.echo(_push(results[0], push))
 
+# %% ../nbs/90_command_line.ipynb #09b0beb7
+def _probe_folder(file: str) -> str: # where reports go unless told otherwise
+    "Name a folder after a file."
+    import re
+    from pathlib import Path
+    return "runs/probe/" + (re.sub("[^A-Za-z0-9_.-]+", "_", Path(file.rstrip("/")).stem) or "data")
+
+
+@main.command("probe")
+@click.argument("file")
+@_reading_options
+@click.option("--encoder", help="What describes the texts: a sentence encoder or a reward model, as a folder, a name on the hub or "
+                                "a run's folder.  [default: hashed words]")
+@click.option("--seed", type=int, default=0, help="Governs folds and resampling.")
+@click.option("--out", help="Folder for probe.json, probe.png and probe.html.  [default: runs/probe/NAME]")
+def _probe_command(file: str, encoder: str | None, seed: int, out: str | None, **reading):
+    """Find out what the strength signals of FILE are worth: which losses would use them, how much, and what it would buy.
+
+    FILE is what `train --data` takes. Nothing is trained but small heads, in about a minute.
+
+    \b
+    Examples:
+      responserank probe answers.jsonl
+      responserank probe votes.csv --columns "a=Left b=Right preference=Choice" --values "left=A right=B" --encoder my/encoder
+    """
+    from responserank.files import repo_root
+    from responserank.llm.data import resolve_path
+    from responserank.probing import probe
+    folder = repo_root() / (out or _probe_folder(file))
+    result = probe(resolve_path(file), folder, encoder=encoder, seed=seed, **reading)
+    click.echo("\n".join(result.reading), err=True)
+    click.echo(f"{result}\n\n{folder}/probe.html")
+    click.echo(", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items()), err=True)
+
 # %% ../nbs/90_command_line.ipynb #synth-b
 @main.command("synthetic")
 @click.option("--datasets", default="all", help="all, or some with commas: stochastic,drift_diffusion.")
