@@ -165,7 +165,11 @@ def _print_results(
     if results[0].metrics["status"] == "dry_run":
         for result in results: click.echo(f"{result.metrics['method']}:\n{data_report_table(result).to_string()}")
     else: click.echo(_with_gains(measures_table(*results)).to_string(na_rep=""))
-    for result in results: click.echo(result.folder)
+    for result in results:
+        weight = result.metrics.get("rank_weight")
+        if weight: click.echo("{0}: rank weight {value:.2f} ({interval[0]:.2f} to {interval[1]:.2f}), from {origin}".format(
+            result.metrics["method"], **weight))
+        click.echo(result.folder)
 
 # %% ../nbs/90_command_line.ipynb #split-04
 @main.command("train")
@@ -193,6 +197,7 @@ def _train_command(methods: tuple, **parameters):
     Examples:
       responserank train bt rr_agree
       responserank train rr --data answers.jsonl --save-model
+      responserank train bt bt_soft bt_scaled bt_margin ordinal bt_ties regression rr rr_light --data votes.csv
       responserank train rr_agree --preset small --overrides "peft=lora epochs=1"
     """
     from responserank.llm.methods import resolve_settings

@@ -25,6 +25,7 @@ def sources(tmp_path_factory):
     g = np.random.default_rng(0)
     (folder / "pairs.jsonl").write_text("".join(json.dumps(dict(
         prompt=f"question {i}", chosen="yes " * int(g.integers(2, 9)), rejected="no", strength=float(g.uniform()), stratum="ab"[i % 2],
+        response_time=float(g.uniform(1, 9)),
         bt_target=float(g.uniform(.5, 1)))) + "\n" for i in range(120)))
     return dict(simulated="simulated", multipref=str(folder / "multipref"), pairs=str(folder / "pairs.jsonl"))
 

@@ -23,7 +23,7 @@ def test_table_equals_the_published_one(shared):
 def test_labels_equal_the_published_ones(shared):
     registry = pd.read_csv(shared / "reference" / "llm_registry.csv").set_index("method")["display_name"]
     assert {m: METHOD_LABELS[m] for m in PUBLISHED_METHODS} == registry.to_dict()
-    assert len(set(METHOD_LABELS.values())) == len(METHODS) == 63
+    assert len(set(METHOD_LABELS.values())) == len(METHODS) == 70
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -88,6 +88,12 @@ def test_a_field_that_is_new_is_hashed_where_it_differs():
     assert usual == old and other == old | dict(margin=0.5)
 
 
+def test_an_estimated_weight_is_hashed_as_such_and_new_fields_move_no_hash():
+    assert resolve_settings("rr_light").identity()["rank_weight"] == "auto"
+    for method in METHODS: assert not {"loss_scale", "loss_learning_rate"} & set(resolve_settings(method).identity())
+    assert resolve_settings("bt_margin", overrides="loss_scale=2").identity()["loss_scale"] == 2
+
+
 def test_hashed_names_are_the_first_release_s():
     """`split` and the like may not be tidied away: every run folder is named by them."""
     assert HASHED_NAMES["dealing"] == "split" and len(set(HASHED_NAMES.values())) == len(HASHED_NAMES) == 55
@@ -114,7 +120,7 @@ def test_every_ranged_name_is_a_field():
     ("epochs=two", ["epochs", "whole number"]), ("loss=rankk", ["loss", "bt, rank"]), ("rank_noise=1.5", ["rank_noise", "[0, 1]"]),
     ("rank_noise=shuffle", ["rank_noise", "random"]), ("ranking_size=0", ["ranking_size", "[1, inf)"]), ("ranking_size=big", ["ranking_size", "auto"]),
     ("learning_rate=0", ["learning_rate", "(0, inf)"]), ("learning_rate=nan", ["learning_rate", "finite"]), ("warmup_ratio=1", ["warmup_ratio", "[0, 1)"]),
-    ("rank_weight=-0.1", ["rank_weight", "[0, 1]"]), ("drop_rank_fraction=2", ["drop_rank_fraction"]), ("strata=annotator_x_length", ["length_buckets"]),
+    ("rank_weight=-0.1", ["rank_weight", "[0, 1]"]), ("loss=bt rank_weight=auto", ["rank_weight=auto", "loss=rank"]), ("loss=ordinal label_smoothing=0.1", ["does not read", "label_smoothing"]), ("drop_rank_fraction=2", ["drop_rank_fraction"]), ("strata=annotator_x_length", ["length_buckets"]),
     ("hidden_size=60", ["hidden_size", "num_heads"]), ("vocab_size=100", ["vocab_size", "[258, inf)"]), ("bf16=maybe", ["bf16", "true or false"]),
     ("peft=qlora", ["peft", "none, lora"]), ("label_smoothing=0.6", ["label_smoothing"]), ("hidden_size=none", ["hidden_size", "scratch"]),
     ("fraction=0", ["fraction", "(0, 1]"]), ("epochs", ["key=value"]), ("allow_ties=2", ["allow_ties"]), ("test_size=0", ["test_size"]),

@@ -410,7 +410,7 @@ SIGNAL_ERRORS = [
     (dict(strength="stated"), made(6).assign(preferences=[np.full(4, 2, np.int8)] * 6), "no preference in the data is slight"),
     (dict(strength="given"), F._from_pairs(pd.DataFrame(pairs()).drop(columns="strength")), "no column strength, rank or response_time"),
     (dict(strength="loudness"), made(6), "unknown strength 'loudness'; known: response_time"),
-    (dict(loss="bt", bt_target="given"), made(6), "no column bt_target"),
+    (dict(loss="bt", bt_target="given"), F._from_pairs(pd.DataFrame(pairs())), "no column bt_target, and no votes"),
     (dict(loss="bt", bt_target="agreement"), made(6, votes=1), "just one annotation"),
     (dict(loss="bt", bt_target="mean_preference"), F._from_pairs(pd.DataFrame(pairs())), "ranked pairs carry no votes"),
     (dict(strength="agreement"), F._from_pairs(pd.DataFrame(pairs())), "ranked pairs carry no votes"),
@@ -422,6 +422,13 @@ def test_a_signal_that_the_data_lack(changes, table, said):
     s = settings(**changes)
     with pytest.raises(UserError) as e: P.rank_by_signal(P.draw_votes(table, s, rng(0))[0], s, None)
     assert said in str(e.value) and "\n" not in str(e.value)
+
+
+def test_targets_that_nobody_gave_come_from_the_votes():
+    table = P.draw_votes(made(6), settings(), rng(0))[0]
+    given, votes = (P.rank_by_signal(table, settings(loss="bt", bt_target=t), None)[0]["target"] for t in ("given", "mean_preference"))
+    assert given.tolist() == votes.tolist()
+    assert len(P.draw_votes(made(6), settings(loss="bt_ties"), rng(0))[0]) == 6  # ties stay
 
 
 @pytest.mark.parametrize("people, strata", [(["a", "b"], "annotator"), (["a", "a"], "global"), (["", ""], "global")])

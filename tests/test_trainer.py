@@ -120,7 +120,8 @@ def test_saved_model_is_an_ordinary_classifier(tiny_run):
     tokenizer = AutoTokenizer.from_pretrained(result.folder / "model")
     assert model.config.num_labels == 1
     texts = ["yes yes yes", "no", "yes yes yes yes yes yes"]
-    ids = [tokenizer(t).input_ids + [tokenizer.eos_token_id] for t in texts]
+    ids = [tokenizer(t).input_ids for t in texts]  # the tokenizer ends a text itself
+    assert all(i[-1] == tokenizer.eos_token_id for i in ids)
     with torch.no_grad():
         ours = [model(torch.tensor([i])).logits.item() for i in ids]
     assert result.score(texts) == pytest.approx(ours, abs=1e-5)

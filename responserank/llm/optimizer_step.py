@@ -18,6 +18,7 @@ from .batches import PreferenceCollator, RankingBatchSampler, distributed_rank, 
 from .methods import LOSSES, Settings
 from .models import evaluate_rewards, score_pass, score_tokens
 from .shared_prompts import PASS_COST_TOKENS, Pass, may_share, plan_passes
+from .strength import load_loss_parameters, save_loss_parameters
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-005
 def _batch_loss(
@@ -40,13 +41,15 @@ class RankingTrainer(Trainer):
         test: pd.DataFrame, # tokenised test rows
         pad_token_id: int,
         seed: int = 0, # governs the order of the batches
+        loss_start: Tensor | None = None, # (k,) where the loss's own parameters start (chapter 21c); None: it has none
         **kwargs # of `Trainer`
     ):
         self.settings, self.test, self.pad_token_id, self.seed, self.rewards = settings, test, pad_token_id, seed, None
-        self.seconds_evaluating = 0.
+        self.seconds_evaluating, self.loss_parameters = 0., None
         super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=test,
                          data_collator=PreferenceCollator(pad_token_id), **kwargs)
         self.remove_callback(PrinterCallback) # a line per step is no progress bar
+        if loss_start is not None: self.loss_parameters = torch.nn.Parameter(loss_start.to(self.args.device, torch.float32))
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-010
 def _count_comparisons(
@@ -78,7 +81,37 @@ def step_loss(self: RankingTrainer,
     if not len(rewards): return rewards.sum() # a batch of nothing
     chosen, rejected = rewards.chunk(2)
     wide = rewards.dtype if rewards.dtype == torch.float64 else torch.float32
+    if self.loss_parameters is not None: inputs = inputs | dict(extra=self.loss_parameters)
     return _batch_loss((chosen - rejected).to(wide), inputs, self.settings) / comparisons
+
+# %% ../../nbs/25b_llm_optimizer_step.ipynb #d86228cc
+@patch
+def create_optimizer(self: RankingTrainer,
+    model: torch.nn.Module | None = None, # None: the trainer's
+) -> torch.optim.Optimizer:
+    "Add a group for the loss's own parameters to the model's optimizer."
+    exists, own = self.optimizer is not None, self.loss_parameters
+    optimizer = Trainer.create_optimizer(self, model)
+    if exists or own is None or not len(own): return optimizer
+    if self.sharded: raise UserError(f"loss={self.settings.loss} learns parameters of its own, which FSDP and ZeRO would not step; "
+                                     "use data parallelism, or another loss")
+    def average(*_):
+        if self.accelerator.num_processes > 1: own.grad = self.accelerator.reduce(own.grad, reduction="mean")
+    def forget(*_): own.grad = None
+    optimizer.add_param_group(dict(params=[own], lr=self.settings.loss_learning_rate, weight_decay=0.))
+    optimizer.register_step_pre_hook(average)
+    optimizer.register_step_post_hook(forget)
+    return optimizer
+
+@patch
+def _load_from_checkpoint(self: RankingTrainer,
+    resume_from_checkpoint: str, # a folder
+    model: torch.nn.Module | None = None,
+) -> None:
+    "Load the model of a checkpoint, and the loss's own parameters."
+    Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+    if self.loss_parameters is not None:
+        self.loss_parameters.data.copy_(load_loss_parameters(resume_from_checkpoint)[self.settings.loss])
 
 # %% ../../nbs/25b_llm_optimizer_step.ipynb #cell-013
 def _equal_parts(
@@ -159,7 +192,8 @@ def _step_in_parts(
     last = score(kept, not others)
     rewards = gather(last.new_zeros(n).scatter(0, torch.cat(parts), torch.cat([*first, last.detach()]))).requires_grad_()
     loss = loss_of(rewards)
-    grad, = torch.autograd.grad(loss, rewards)
+    loss.backward() # reaches the rewards, and the parameters of the loss
+    grad = rewards.grad
     backward((last * grad[parts[kept]]).sum(), not others)
     del last
     for i, state in zip(others, states):
@@ -291,6 +325,8 @@ def _save_checkpoint(self: RankingTrainer,
     self.args.output_dir = str(folder / ".writing")
     try: Trainer._save_checkpoint(self, model, trial)
     finally: self.args.output_dir = str(folder)
+    if first and self.loss_parameters is not None:
+        save_loss_parameters(self.loss_parameters, self.settings.loss, folder / ".writing" / name)
     self.accelerator.wait_for_everyone()
     if first:
         (folder / ".writing" / name / "training_args.bin").unlink(missing_ok=True)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGNALS', 'BT_TARGETS', 'STEPS', 'mean_preference', 'agreement', 'agreements', 'text_length', 'describe_comparisons',
-           'to_messages', 'render_chat', 'encode_texts', 'tokenize', 'pair_codes', 'overlap', 'train_test_split',
-           'draw_votes', 'given_signal', 'rank_by_signal', 'sample_rows', 'stratify_by_signal', 'prepare_rows',
-           'report_table']
+           'to_messages', 'join_template', 'render_chat', 'encode_texts', 'tokenize', 'pair_codes', 'overlap',
+           'train_test_split', 'draw_votes', 'given_signal', 'rank_by_signal', 'sample_rows', 'stratify_by_signal',
+           'prepare_rows', 'report_table']
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-002
 import json
@@ -20,6 +20,7 @@ from ..settings import UserError, check_name
 from ..files import rng as seeded
 from ..strata import deal_rankings, drop_ranks, shuffle_ranks, stratify
 from .formats import flatten_lists, mean_preferences, vote_codes, vote_counts, vote_weights
+from .methods import PANEL_LOSSES
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-008
 def _as_votes(preferences):
@@ -100,6 +101,16 @@ def to_messages(
     head = ([{"role": "user", "content": prompt}] if prompt else []) if isinstance(prompt, str) else list(prompt)
     return head + ([{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion))
 
+def join_template(
+    separator: str = "\n\n", # between the messages
+    start: str = "", # what stands before the first
+    end: str = "", # what stands after the last
+) -> str: # a chat template
+    "Write the plain join of messages as a chat template."
+    write = lambda text: "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
+    return (write(start) + "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}" + write(separator)
+            + "{% endif %}{% endfor %}" + write(end))
+
 def render_chat(
     prompt: str | list,
     completion: str | list,
@@ -108,7 +119,7 @@ def render_chat(
 ) -> str: # what is to be tokenised
     "Write a conversation as one text, by the tokenizer's chat template if it has one."
     messages = to_messages(prompt, completion)
-    if not tokenizer.chat_template: return separator.join(m["content"] for m in messages)
+    if tokenizer.chat_template in (None, "", join_template(separator)): return separator.join(m["content"] for m in messages)
     try: return tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception as e:   # a template is a program and may object to anything, for instance to a chat without a user
         roles, why = [m["role"] for m in messages], str(e).strip().splitlines()[-1]
@@ -119,13 +130,14 @@ def render_chat(
 def encode_texts(
     rendered: list[str],
     tokenizer: "transformers.PreTrainedTokenizerBase", # its pad token is set to its eos token if it has none
+    template: bool | None = None, # they were written by a chat template, marks included; None: where the tokenizer has one
 ) -> list[list[int]]: # token ids
     "Return token ids of rendered texts, each beginning and end marked once."
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError("the tokenizer has neither a pad nor an eos token; it cannot be used for scoring in batches")
         tokenizer.pad_token = tokenizer.eos_token
-    template, eos = bool(tokenizer.chat_template), tokenizer.eos_token_id
+    template, eos = bool(tokenizer.chat_template) if template is None else template, tokenizer.eos_token_id
     ids = tokenizer(rendered, add_special_tokens=not template, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
     return ids if template or eos is None else [i if i[-1:] == [eos] else i + [eos] for i in ids]
 
@@ -286,10 +298,10 @@ def train_test_split(
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-089
 def draw_votes(
     table: pd.DataFrame,
-    settings: object, # none are needed
+    settings: object, # loss
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, dict]: # with choice, annotator, seconds_drawn, stated
-    "Draw one vote for each comparison; drop comparisons that drew a tie."
+    "Draw one vote for each comparison; drop comparisons that drew a tie, unless the loss learns from ties."
     if "preferences" not in table:
         seconds = table["response_time"] if "response_time" in table else np.nan
         return table.assign(seconds_drawn=seconds, stated=np.nan), dict(step="draw", rows=len(table), note="one choice each, as given")
@@ -300,7 +312,9 @@ def draw_votes(
     seconds = flatten_lists(table, "seconds")[pick].astype(float)
     drawn = dict(choice=side, annotator=flatten_lists(table, "annotators")[pick], seconds_drawn=seconds,
                  stated=np.abs(vote).astype(float))
-    table = table.assign(**drawn)[vote != 0]
+    table = table.assign(**drawn)
+    if getattr(settings, "loss", None) == "bt_ties": return table, dict(step="draw", rows=len(table), ties_kept=int((vote == 0).sum()))
+    table = table[vote != 0]
     if len(table) == 0: raise UserError(f"all {len(vote)} drawn preferences are ties; there is nothing to train on")
     return table, dict(step="draw", rows=len(table), ties_dropped=int((vote == 0).sum()))
 
@@ -378,9 +392,10 @@ def _target_mean_preference(table: pd.DataFrame, settings: object) -> np.ndarray
     return (1 + mean_preferences(table, settings.slight_weight) * table["choice"].to_numpy()) / 2
 
 def _target_given(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) in [0, 1]
-    "Return the targets that came with the file."
-    if "bt_target_given" not in table: raise UserError("bt_target='given': the data have no column bt_target")
-    return table["bt_target_given"].to_numpy(float)
+    "Return the targets that came with the file, or those that its votes make."
+    if "bt_target_given" in table: return table["bt_target_given"].to_numpy(float)
+    if "preferences" not in table: raise UserError("bt_target='given': the data have no column bt_target, and no votes to make it from")
+    return _target_mean_preference(table, settings)
 
 BT_TARGETS = { # `bt_target` → function of (table, settings) that returns each comparison's target, (n,) in [0, 1]
     "hard": _target_hard,
@@ -398,7 +413,7 @@ def rank_by_signal(
     "Turn the strength signal into ranks, and the votes into Bradley–Terry targets."
     signal = check_name(settings.strength, SIGNALS, "strength")
     target = check_name(settings.bt_target, BT_TARGETS, "bt_target")
-    note, needed = None, settings.loss != "bt"
+    note, needed = None, settings.loss not in ("bt", *PANEL_LOSSES)
     try:
         rank = np.asarray(SIGNALS[signal](table, settings), float) + 0.0 # no negative zeros
         known = rank[np.isfinite(rank)]

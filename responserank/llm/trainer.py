@@ -19,11 +19,12 @@ from ..runs import Claim, claim_run, flatten_keys, group_name, interruptible, er
 from ..processes import run_parallel
 from ..settings import UserError, check_name
 from ..files import content_hash, git_state, read_json, repo_root, rng, library_versions, write_csv, write_json
-from .batches import RankingBatchSampler, cohesion, distributed_rank
+from .batches import LOSS_COLUMN, RankingBatchSampler, cohesion, distributed_rank
 from .methods import Settings, resolve_settings
 from .models import (evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier,
                                      score_texts)
 from .preferences import to_messages, describe_comparisons, prepare_rows, report_table, train_test_split, tokenize
+from .strength import add_strengths, save_loss_parameters, starting_parameters
 from .data import OpenedData, first_comparison, open_data, own_test_report, report_lines, resolve_path, write_dropped
 from .rewardbench import RewardBench, bench_report, check_measured, flat_measures, read_benches
 if TYPE_CHECKING: # loaded where they are used: reading data should not wait for them
@@ -68,6 +69,10 @@ def prepare_data(
         smaller = replace(settings, test_size=round(settings.validation * len(train)))
         train, test, halves = train_test_split(train, smaller, rng(seed, "validation"))
     rows, steps = prepare_rows(train, settings, seed)
+    if tokenizer.pad_token_id == tokenizer.eos_token_id and settings.model != "scratch":
+        tokenised["note"] = f"padding is the end token {tokenizer.eos_token}: the reward is read at the token before the closing one"
+    rows, settings, strength = add_strengths(rows, settings, seed)
+    steps = steps + [strength] if strength else steps
     report = dict(steps=[read, tokenised, halves, *steps], about=describe_comparisons(rows, test), first=first_comparison(rows,
             tokenizer))
     return Prepared(settings, train, rows.reset_index(drop=True), test.reset_index(drop=True), tokenizer, report)
@@ -90,7 +95,7 @@ def _chosen_rejected_rows(
     a_chosen = rows.choice.to_numpy() > 0
     chosen, rejected = (np.where(first, rows.tokens_a, rows.tokens_b) for first in (a_chosen, ~a_chosen))
     columns = dict(chosen_ids=chosen, rejected_ids=rejected, rank=rows["rank"], ranking=rows.ranking, target=rows.target,
-                   index=range(len(rows)))
+                   index=range(len(rows)), **{c: rows[c] for c in rows if c.startswith(LOSS_COLUMN)})
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-014
@@ -203,7 +208,7 @@ def _make_trainer(
     if s.checkpoint_steps: own.append(_SaveAfterEvaluating())
     if s.redeal: own.append(_RedealCallback(ready, rows, seed))
     pad = ready.tokenizer.pad_token_id
-    return RankingTrainer(model, arguments, s, rows, ready.test, pad, seed=seed,
+    return RankingTrainer(model, arguments, s, rows, ready.test, pad, seed=seed, loss_start=starting_parameters(ready.rows, s),
                           callbacks=[listener(c) for c in (*own, *callbacks)])
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-028
@@ -261,6 +266,7 @@ def _train_metrics(
     return dict(steps=state.global_step, epochs=trainer.settings.epochs, parameters=trainer.model.num_parameters(),
                 first_loss=float(curve.loss.iloc[0]), last_loss=float(curve.loss.dropna().iloc[-1]),
                 pairs_per_second=pairs / (seconds - trainer.seconds_evaluating), processes=distributed_rank()[1],
+                **({} if trainer.loss_parameters is None else dict(loss_parameters=trainer.loss_parameters.tolist())),
                 **(dict(continued_from=began) if began else {}))
 
 def _note_origin(
@@ -409,7 +415,7 @@ def _same_everywhere(
     "Raise a `UserError` where the processes did not prepare the same rows."
     if distributed_rank()[1] == 1: return
     from accelerate.utils import gather_object
-    columns = [c for c in ("id", "choice", "rank", "ranking", "target", "tokens_a", "tokens_b") if c in ready.rows]
+    columns = [c for c in ready.rows if c in ("id", "choice", "rank", "ranking", "target", "tokens_a", "tokens_b") or c.startswith(LOSS_COLUMN)]
     hashes = gather_object([content_hash(ready.rows[columns])])
     if len(set(hashes)) > 1:
         raise UserError(f"the {len(hashes)} processes read different training rows; do all machines see the same data and code?")
@@ -420,7 +426,10 @@ def _save_trained(
     "Save the trained model in the run's folder; weights that are spread over devices are collected first."
     trainer, (model, tokenizer) = result.trainer, result.trained
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
-    if distributed_rank()[0] == 0: save_classifier(model, tokenizer, result.folder / "model", weights)
+    if distributed_rank()[0]: return
+    save_classifier(model, tokenizer, result.folder / "model", weights)
+    own = trainer.loss_parameters
+    if own is not None: save_loss_parameters(own, trainer.settings.loss, result.folder / "model")
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-045
 WANDB_MODES = ("offline", "online", "disabled")
@@ -441,6 +450,8 @@ def _prepare_run(
     for line in report_lines(ready.report) if say else (): say(line)
     about |= dict(data_report=ready.report | _batch_report(ready, about["seed"]) | bench_report(benches),
                   seconds=dict(data=time.time() - start))
+    weight = next((step for step in ready.report["steps"] if step["step"] == "rank_weight"), None)
+    if weight: about["rank_weight"] = {k: weight[k] for k in ("value", "interval", "origin")}
     return ready, RewardBench(benches, ready.tokenizer, when, tokens=settings.eval_tokens,
                                    share_prompts=settings.share_prompts)
 
