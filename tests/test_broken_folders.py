@@ -76,7 +76,7 @@ def test_a_claim_that_is_a_link_to_itself(runs):
 def test_odd_progress(runs, progress):
     folder = runs("2", json.dumps(GOOD | dict(status="failed")))
     with claim_run(folder) as claim:
-        (folder / "progress.json").write_bytes(progress if isinstance(progress, bytes) else progress.encode())
+        (claim.work / "progress.json").write_bytes(progress if isinstance(progress, bytes) else progress.encode())
         assert set(status_table(runs.root)["status"]) == {"finished", "running"}
         claim.fail("over")
 

@@ -97,7 +97,7 @@ def test_a_killed_process_loses_no_checkpoint(go, tmp_path, pairs):
     overrides = "checkpoint_steps=1 epochs=12 evaluate=end"
     code = f"from responserank.llm.trainer import train_once; train_once('rr', data={str(pairs)!r}, out={str(tmp_path / 'cut')!r}, wandb_mode='disabled', overrides={SMALL + ' ' + overrides!r})"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    wait_for(lambda: list(tmp_path.glob("cut/*/*/*/checkpoints/checkpoint-1?")), seconds=120)
+    wait_for(lambda: list(tmp_path.glob("cut/*/*/*/.attempt-*/checkpoints/checkpoint-1?")), seconds=120)
     child.send_signal(signal.SIGKILL)
     assert child.wait(60) == -signal.SIGKILL
     again = go("cut", overrides)

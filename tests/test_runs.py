@@ -320,7 +320,7 @@ def test_finished_under_another_commit_warns(tmp_path, monkeypatch):
 def test_error_in_one_line_and_facts_kept(tmp_path):
     with pytest.raises(ValueError), claim_run(tmp_path, facts={"method": "bt", "n": np.int64(3)}):
         raise ValueError("first\n  second")
-    assert read_json(tmp_path / "metrics.json") == {"method": "bt", "n": 3, "status": "failed", "error": "ValueError: first second"}
+    assert read_json(tmp_path / "metrics.json") | {"attempt": "x"} == {"method": "bt", "n": 3, "status": "failed", "error": "ValueError: first second", "attempt": "x"}
 
 
 def test_no_result_is_a_failure(tmp_path):
@@ -370,7 +370,7 @@ def test_a_passing_racers_claim_costs_no_result(tmp_path):
     claim = claim_run(tmp_path)
     dead_claim(tmp_path, 2, started=runs._process_start(os.getpid()))  # created by a slow worker about to withdraw it
     claim.finish({"x": 1})
-    assert run_status(tmp_path) == ("finished", {"x": 1, "status": "finished"})
+    assert run_status(tmp_path) == ("finished", {"x": 1, "status": "finished", "attempt": claim.token})
 
 
 def test_forked_child_cannot_end_the_parents_run(tmp_path):
@@ -445,7 +445,8 @@ def test_stopped_run_is_interrupted(tmp_path, number):
     assert run_status(tmp_path) == ("running", {"method": "bt"})
     worker.send_signal(number)
     assert worker.wait(30) != 0
-    assert read_json(tmp_path / "metrics.json") == {"method": "bt", "status": "interrupted", "error": f"stopped by {number.name}"}
+    written = read_json(tmp_path / "metrics.json")
+    assert len(written.pop("attempt")) == 32 and written == {"method": "bt", "status": "interrupted", "error": f"stopped by {number.name}"}
     assert os.listdir(tmp_path) == ["metrics.json"]
 
 

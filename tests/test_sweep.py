@@ -90,7 +90,7 @@ def test_time_left():
 @pytest.mark.parametrize("noted", ["", "{", json.dumps(dict(doing="training", done=0, total=5, seconds=1))])
 def test_progress_that_says_nothing(tmp_path, noted):
     with claim_run(run_folder(tmp_path, "bt-00000000", 1, 0), facts=facts_of()) as claim:
-        write_text(claim.folder / "progress.json", noted)
+        write_text(claim.work / "progress.json", noted)
         assert "1 running" in "\n".join(status_lines(status_table(tmp_path)))
         claim.finish({})
 

@@ -12,8 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 import pandas as pd
-from ..runs import (HEARTBEAT_SECONDS, EXPIRY_SECONDS, Interrupted, interruptible, error_line, progress,
-                               run_folder, run_folders, run_status, resolve_status, seconds_since_heartbeat)
+from ..runs import (HEARTBEAT_SECONDS, EXPIRY_SECONDS, Interrupted, attempt_at_work, interruptible, error_line, progress,
+                               run_folder, run_folders, run_status, resolve_status, seconds_since_heartbeat, tidy_run)
 from ..settings import UserError, check_name
 from ..files import canonical_json, read_json, repo_root, write_json
 from .methods import METHODS, METHOD_ROWS, PRESETS, resolve_settings
@@ -119,7 +119,7 @@ _STATES = ["finished", "running", "waiting", "interrupted", "failed", "dead", "c
 
 def _read_progress(folder: Path) -> dict: # doing, done, total, left (seconds); empty where nothing is known
     "Read how far a run has come."
-    try: noted = read_json(folder / "progress.json")
+    try: noted = read_json((attempt_at_work(folder) or folder) / "progress.json")
     except UserError: return {}
     known = isinstance(noted, dict) and all(isinstance(noted.get(k), (int, float)) for k in ("seconds", "done", "total"))
     if not known: return {}
@@ -221,7 +221,9 @@ class _Sweep:
         while self.queue and not self.full:
             run = self.queue.popleft()
             status = run_status(self.out / run)[0]
-            if status == "finished": self.ends.setdefault(run, dict(status=status))
+            if status == "finished":
+                tidy_run(self.out / run)
+                self.ends.setdefault(run, dict(status=status))
             elif status == "running": self.elsewhere.append(run)
             else:
                 self.tries[run] += 1

@@ -130,6 +130,16 @@ class _StopDiverged:
             rate = logs.get("learning_rate", args.learning_rate)
             raise UserError(f"training diverged at step {state.global_step}: the {what} is {float(value)} at learning rate {rate:.3g}; "
                             "try a lower learning_rate, a longer warm-up (warmup_ratio) or max_grad_norm=1")
+class _StopLost:
+    "Ends a run that another worker has taken over."
+    def __init__(self,
+        claim: Claim, # the run's
+    ): self.claim = claim
+
+    def on_step_end(self, args, state, control, **kwargs):
+        "Look at what the heartbeat has found."
+        self.claim.check()
+
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-016
 class _RedealCallback:
@@ -299,7 +309,7 @@ def _note_origin(
     then = read_json(origin)["commit"] if last and origin.exists() else now
     if then != now:
         warnings.warn(f"{last} was written under commit {str(then)[:8]}, the code is at {str(now)[:8]} now; "
-                      f"delete {folder} to start anew", stacklevel=2)
+                      "delete the run's checkpoints to start anew", stacklevel=2)
     if not (last and origin.exists()): write_json(origin, dict(commit=now))
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-033
@@ -332,7 +342,7 @@ def _import_wandb() -> ModuleType | None: # None: not installed
 @contextlib.contextmanager
 def _wandb_log(
     mode: str, # "offline", "online" or "disabled"
-    folder: Path, # the run's
+    folder: Path, # the attempt's
     about: dict, # as from `_describe_run`
 ): # yields the callbacks to hand to `_fit_prepared`
     "Log a run to wandb under the run's own name."
@@ -413,21 +423,19 @@ def _claim_together(
             if several > 1: broadcast_object_list([dict(error=error_line(e))])
             raise
         if (folder / "metrics.previous.json").exists(): # checkpoints of the run that is done again
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        said = [dict(finished=claim.finished)]
+            shutil.rmtree(claim.work / "checkpoints", ignore_errors=True)
+        said = [dict(finished=claim.finished, token=claim.token)]
     if several > 1: said = broadcast_object_list(said)
     if "error" in said[0]: raise UserError(said[0]["error"])
-    with claim or Claim(folder, finished=said[0]["finished"], facts=facts) as claim: yield claim
+    with claim or Claim(folder, token=said[0]["token"], finished=said[0]["finished"], facts=facts) as claim: yield claim
 
 def _finish_together(
     claim: Claim,
     metrics: dict,
     status: str = "finished",
 ) -> None:
-    "Let the first process write metrics.json; of a finished run the checkpoints are dropped."
-    if distributed_rank()[0]: return
-    claim.finish(metrics, status)
-    if status == "finished": shutil.rmtree(claim.folder / "checkpoints", ignore_errors=True)
+    "Let the first process publish the run's files and metrics.json; of a finished run the checkpoints are dropped."
+    if not distributed_rank()[0]: claim.finish(metrics, status)
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-041
 def _same_everywhere(
@@ -460,7 +468,7 @@ def _prepare_run(
     data: OpenedData,
     about: dict, # as from `_describe_run`; gains the data report and the seconds
     rewardbench: str, # as for `train_once`
-    folder: Path, # the run's
+    folder: Path, # the attempt's
     say: Callable[[str], None] | None, # as for `train_once`
 ) -> tuple[Prepared, RewardBench]: # the data, and the callback that scores the benchmarks
     "Read the benchmarks and prepare the data of a run."
@@ -478,7 +486,7 @@ def _prepare_run(
 
 def _fit_run(
     ready: Prepared,
-    folder: Path, # the run's
+    claim: Claim, # the run's
     about: dict, # as from `_prepare_run`
     model_seed: int,
     benchmark: RewardBench,
@@ -486,8 +494,8 @@ def _fit_run(
 ) -> Result: # its metrics are complete but for the status
     "Train and evaluate a prepared run, logged to wandb."
     start = time.time()
-    with _wandb_log(wandb_mode, folder, about) as callbacks:
-        result = _fit_prepared(ready, folder, about["seed"], model_seed, [benchmark, *callbacks])
+    with _wandb_log(wandb_mode, claim.work, about) as callbacks:
+        result = _fit_prepared(ready, claim.work, about["seed"], model_seed, [_StopLost(claim), benchmark, *callbacks])
         result.metrics = about | result.metrics | dict(seconds=about["seconds"] | result.metrics["seconds"])
         for callback in callbacks: callback.summarize(result.metrics)
     result.metrics["seconds"]["total"] = about["seconds"]["data"] + time.time() - start
@@ -525,12 +533,12 @@ def train_once(
     folder = run_folder(repo_root() / out, about["group"], fraction, seed)
     with interruptible(), _claim_together(folder, redo, about) as claim:
         if claim.finished: return _finished_result(folder, save_model, rewardbench)
-        ready, benchmark = _prepare_run(settings, opened, about, rewardbench, folder, say)
+        ready, benchmark = _prepare_run(settings, opened, about, rewardbench, claim.work, say)
         if dry_run: return _dry_result(claim, about, ready, weights_seed)
-        result = _fit_run(ready, folder, about, weights_seed, benchmark, wandb_mode)
+        result = _fit_run(ready, claim, about, weights_seed, benchmark, wandb_mode)
         if save_model: _save_trained(result)
         _finish_together(claim, result.metrics)
-    result.metrics["status"] = "finished"
+    result.metrics["status"], result.folder = "finished", folder
     return result
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-046
@@ -541,10 +549,10 @@ def _dry_result(
     model_seed: int,
 ) -> Result: # no curve, no predictions
     "Build the trainer without taking a step, and record that it could be built."
-    trainer = _make_trainer(ready, claim.folder / "checkpoints", about["seed"], model_seed)
+    trainer = _make_trainer(ready, claim.work / "checkpoints", about["seed"], model_seed)
     steps = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
     about |= dict(train=dict(parameters=trainer.model.num_parameters(), steps_per_epoch=steps))
-    with contextlib.suppress(OSError): (claim.folder / "checkpoints").rmdir()
+    with contextlib.suppress(OSError): (claim.work / "checkpoints").rmdir()
     _finish_together(claim, about, "dry_run")
     return Result(about | dict(status="dry_run"), pd.DataFrame(), pd.DataFrame(), claim.folder, (trainer.model, ready.tokenizer))
 

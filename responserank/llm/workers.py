@@ -6,13 +6,13 @@
 __all__ = ['CAN_FORK', 'train_notebook', 'missing_notebook', 'ForkServer', 'Workers']
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-002
-import contextlib, gc, importlib, importlib.util, json, os, select, signal, subprocess, sys, time
+import contextlib, gc, importlib, importlib.util, json, os, select, signal, subprocess, sys, time, uuid
 from functools import partialmethod
 from pathlib import Path
 from fastcore.basics import patch
 from ..settings import UserError
 from ..files import repo_root
-from ..runs import die_with_parent, error_line, run_status
+from ..runs import ATTEMPT_VARIABLE, die_with_parent, error_line, run_status
 from ..processes import SINGLE_THREAD_ENV
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-021
@@ -117,17 +117,23 @@ def _execute_notebook(
     "Run the notebook and keep it in the run's folder."
     import papermill
     folder.mkdir(parents=True, exist_ok=True)
-    began, part = time.time(), folder / f".notebook-{os.getpid()}.ipynb"
+    token = os.environ[ATTEMPT_VARIABLE]
+    part = folder / f".notebook-{token}.ipynb"
     options = dict(kernel_manager_class=_warm_manager(kernel)) if kernel else {}
     try: papermill.execute_notebook(notebook, part, parameters, progress_bar=False, **options)
     finally:
-        metrics = folder / "metrics.json"
-        ours = metrics.exists() and metrics.stat().st_mtime >= began - 1 # else somebody else has done the run, or is at it
-        nobody_else = not (folder / "notebook.ipynb").exists() and run_status(folder)[0] != "running"
-        if part.exists() and (ours or nobody_else): os.replace(part, folder / "notebook.ipynb")
-        if run_status(folder)[0] != "running":
-            for left in folder.glob(".notebook-*.ipynb"): left.unlink(missing_ok=True) # of workers that were killed
+        if _may_publish(folder, token):
+            with contextlib.suppress(FileNotFoundError): os.replace(part, folder / "notebook.ipynb") # else it was put away with the attempt
         part.unlink(missing_ok=True)
+
+def _may_publish(
+    folder: Path, # the run's
+    token: str, # how the token of this worker's attempt begins
+) -> bool:
+    "Return whether the executed notebook tells of the attempt that ended the run, or of one that could not begin."
+    status, metrics = run_status(folder)
+    if status != "running" and metrics.get("attempt", "").startswith(token): return True
+    return status not in ("running", "finished") and not (folder / "notebook.ipynb").exists()
 
 def _stop_kernel(kernel: _ForkedKernel, folder: Path):
     "Send the kernel SIGTERM, once, when this process is asked to stop and the run has not finished."
@@ -146,6 +152,7 @@ def _run_worker(
     die_with_parent()
     for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_DFL)
     os.environ.pop("IN_TEST", None)
+    os.environ[ATTEMPT_VARIABLE] = f"{uuid.uuid4().hex[:12]}-" # the kernel inherits it
     with open(os.devnull, "r+b") as nowhere:
         for stream in (0, 1, 2): os.dup2(nowhere.fileno(), stream)
     folder, notebook, error = Path(request["folder"]), request["notebook"], None

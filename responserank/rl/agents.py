@@ -273,8 +273,8 @@ def keep_agent(
     with claim_run(folder, facts={"env": task.env, "steps": steps, "seed": seed} | (facts or {})) as claim:
         if claim.finished: return folder
         trained = train_agent(task, steps, seed, teach)
-        write_csv(folder / "curve.csv", trained.curve)
-        for step, actor in trained.actors: save_actor(folder / f"policy-{step}.safetensors", actor, {"env": task.env, "step": str(step)})
+        write_csv(claim.work / "curve.csv", trained.curve)
+        for step, actor in trained.actors: save_actor(claim.work / f"policy-{step}.safetensors", actor, {"env": task.env, "step": str(step)})
         last = trained.curve["reward"].tail(10).mean()
         claim.finish({"final": last, "max": trained.curve["reward"].max(), "task": asdict(task), "versions": library_versions(),
                       "git": git_state()})

@@ -289,7 +289,7 @@ def keep_reward(
         table = compare(behaviour, run.task.discount, run.asked, run.seed, run.behaviour.best, run.behaviour.late)
         fit = fit_reward(inputs, table, method, run.fitting, run.seed, run.member)
         measures = reward_measures(utilities(fit.net, inputs), utilities(fit.net, beyond), table, behaviour, outside, run.task.discount)
-        save_reward(folder / "model.safetensors", raw_layers(fit.net, inputs))
-        write_csv(folder / "curve.csv", fit.curve)
+        save_reward(claim.work / "model.safetensors", raw_layers(fit.net, inputs))
+        write_csv(claim.work / "curve.csv", fit.curve)
         claim.finish({"measures": measures, "epochs": len(fit.curve), "versions": library_versions(), "git": git_state()})
     return folder

@@ -129,7 +129,7 @@ def keep_segments(
     with claim_run(folder, facts=facts) as claim:
         if not claim.finished:
             made = make()
-            with atomic_path(folder / "segments.npz") as part: np.savez(part, **made._asdict())
+            with atomic_path(claim.work / "segments.npz") as part: np.savez(part, **made._asdict())
             claim.finish({"segments": len(made.policy), "versions": library_versions(), "git": git_state()})
             return made
     try:
