@@ -8,13 +8,14 @@ __all__ = ['add_mean_layer', 'reward_head', 'head_features', 'HeadFit', 'fit_hea
 # %% ../../nbs/24c_llm_encoders.ipynb #ab6f7e0e
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
 from .batches import pad_right
 from ..settings import UserError
 from ..small_heads import assign_folds, cross_fit, minimise
+if TYPE_CHECKING: import transformers
 
 # %% ../../nbs/24c_llm_encoders.ipynb #8d064bc3
 _MEAN_SCALE = 100. # c above: the first token's own state is a hundredth of the sum
