@@ -195,6 +195,19 @@ def _print_results(
             result.metrics["method"], **weight))
         click.echo(result.folder)
 
+# %% ../nbs/90_command_line.ipynb #001f0240
+def _may_push(repo: str, methods: tuple, dry_run: bool) -> bool: # True
+    "Raise an error where a model can't be uploaded when its run is finished."
+    if len(methods) > 1 or dry_run: raise click.UsageError("--push is for one method, and not for --dry-run")
+    from responserank.llm.model_card import check_push
+    check_push(repo)
+    return True
+
+def _push(result, repo: str) -> str: # the model's page
+    "Upload the saved model of a run."
+    from responserank.llm.model_card import push_model
+    return push_model(result.folder / "model", repo)
+
 # %% ../nbs/90_command_line.ipynb #split-04
 @main.command("train")
 @click.argument("methods", metavar="METHOD...", nargs=-1, required=True)
@@ -205,14 +218,15 @@ def _print_results(
 @click.option("--model-seed", type=int, help="Governs the initial weights.  [default: the seed]")
 @click.option("--out", default="runs", help="Run folders go below this one.")
 @click.option("--dry-run", is_flag=True, help="Stop before the first step, with the data report.")
-@click.option("--save-model", is_flag=True, help="Keep the model in the run's folder.")
+@click.option("--save-model", is_flag=True, help="Keep the model in the run's folder, with a model card.")
+@click.option("--push", metavar="OWNER/NAME", help="Save the model and upload it to the hub when the run is finished.")
 @click.option("--redo", is_flag=True, help="Run again what is finished.")
 @click.option("--wandb-mode", default="offline", help="offline, online or disabled.")
 @click.option("--rewardbench", default="auto", help="1, 2, '1,2' or local copies; auto: both in preset paper.")
 @click.option("--overrides", default="", help='Any setting of the method: "epochs=2 ranking_size=4".')
 @_reading_options
 @click.option("--test-data", help="Test comparisons of your own: a file, a folder, NAME:split.  [default: some of --data are set apart]")
-def _train_command(methods: tuple, **parameters):
+def _train_command(methods: tuple, push: str | None, **parameters):
     """Train a reward model by each METHOD, evaluate it, and print its measures.
 
     What is finished is not done again: its measures are read from its files.
@@ -221,17 +235,55 @@ def _train_command(methods: tuple, **parameters):
     Examples:
       responserank train bt rr_agree
       responserank train rr --data answers.jsonl --save-model
+      responserank train rr --data answers.jsonl --push me/my-reward-model
       responserank train bt bt_soft bt_scaled bt_margin ordinal bt_ties regression rr rr_light --data votes.csv
       responserank train rr_agree --preset small --overrides "peft=lora epochs=1"
     """
     from responserank.llm.methods import resolve_settings
     for method in methods: resolve_settings(method, parameters["preset"], parameters["overrides"]) # mistakes first
+    if push: parameters["save_model"] = _may_push(push, methods, parameters["dry_run"])
     from responserank.llm.trainer import train_once
     from responserank.llm.batches import distributed_rank
     first = distributed_rank()[0] == 0
     say = (lambda line: click.echo(line, err=True)) if first and parameters["data"] != "simulated" else None
     results = [train_once(method, **parameters, say=say if method == methods[0] else None) for method in methods]
-    if first: _print_results(results) # under torchrun all processes get here
+    if not first: return # under torchrun all processes get here
+    _print_results(results)
+    if push: click.echo(_push(results[0], push))
+
+# %% ../nbs/90_command_line.ipynb #09b0beb7
+def _probe_folder(file: str) -> str: # where reports go unless told otherwise
+    "Name a folder after a file."
+    import re
+    from pathlib import Path
+    return "runs/probe/" + (re.sub("[^A-Za-z0-9_.-]+", "_", Path(file.rstrip("/")).stem) or "data")
+
+
+@main.command("probe")
+@click.argument("file")
+@_reading_options
+@click.option("--encoder", help="What describes the texts: a sentence encoder or a reward model, as a folder, a name on the hub or "
+                                "a run's folder.  [default: hashed words]")
+@click.option("--seed", type=int, default=0, help="Governs folds and resampling.")
+@click.option("--out", help="Folder for probe.json, probe.png and probe.html.  [default: runs/probe/NAME]")
+def _probe_command(file: str, encoder: str | None, seed: int, out: str | None, **reading):
+    """Find out what the strength signals of FILE are worth: which losses would use them, how much, and what it would buy.
+
+    FILE is what `train --data` takes. Nothing is trained but small heads, in about a minute.
+
+    \b
+    Examples:
+      responserank probe answers.jsonl
+      responserank probe votes.csv --columns "a=Left b=Right preference=Choice" --values "left=A right=B" --encoder my/encoder
+    """
+    from responserank.files import repo_root
+    from responserank.llm.data import resolve_path
+    from responserank.probing import probe
+    folder = repo_root() / (out or _probe_folder(file))
+    result = probe(resolve_path(file), folder, encoder=encoder, seed=seed, **reading)
+    click.echo("\n".join(result.reading), err=True)
+    click.echo(f"{result}\n\n{folder}/probe.html")
+    click.echo(", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items()), err=True)
 
 # %% ../nbs/90_command_line.ipynb #synth-b
 @main.command("synthetic")

@@ -14,6 +14,7 @@ from llama import save_llama, tokenizer as llama_tokenizer
 from responserank.cli import main
 from responserank.llm.methods import resolve_settings
 from responserank.llm.models import load_classifier, load_model, load_tokenizer, save_classifier, score, train_tokenizer
+from responserank.llm import model_card as M
 from responserank.llm.tokenizers import carry_convention, own_padding, text_marks
 from responserank.settings import UserError
 
@@ -193,6 +194,65 @@ def test_models_from_elsewhere_say_how_texts_are_written(tiny):
     assert joined[0] == pytest.approx(score(loaded, ["question | good"])[0], abs=1e-6)
     assert joined[0] != pytest.approx(score(loaded, [("question", "good")])[0], abs=1e-6)
     with pytest.raises(UserError, match="template 'chatt'|no template|chat"): score(loaded, ["a"], template="chatt")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from responserank import train
+    rows = pd.DataFrame([dict(prompt=f"question {i}", chosen=f"good {i}", rejected=f"bad {i % 7}", margin=1 + i % 3) for i in range(60)])
+    return train("rr", data=rows, out=tmp_path_factory.mktemp("runs"), save_model=True,
+                 overrides="epochs=1 batch_size=16 vocab_size=300 hidden_size=16 num_layers=1 num_heads=2 intermediate_size=32")
+
+
+def test_the_card_says_what_the_run_says(trained):
+    card, metrics = (trained.folder / "model/README.md").read_text(), json.loads((trained.folder / "metrics.json").read_text())
+    assert card == M.model_card(metrics, M._saved_facts(trained.folder / "model"))
+    front = card.split("---")[1]
+    assert "pipeline_tag: text-classification" in front and "base_model" not in front
+    assert f"| accuracy | {metrics['eval']['accuracy']:.4f} |" in card and "columns: prompt, chosen, rejected, margin as strength" in card
+    assert "--data DATA --overrides 'epochs=1 batch_size=16 vocab_size=300 " in card and "vllm serve" in card and "last token" in card
+    assert not any(f"good {i}" in card for i in range(60)) and str(trained.folder) not in card
+
+
+def test_the_examples_of_the_card_run(trained, monkeypatch):
+    blocks = [b.split("```")[0] for b in (trained.folder / "model/README.md").read_text().split("```python\n")[1:]]
+    monkeypatch.chdir(trained.folder)
+    (trained.folder / "MODEL").symlink_to("model")
+    for block in blocks: exec(block.replace('"text-classification", "MODEL")', '"text-classification", "MODEL", device=-1)'), {})
+    assert len(blocks) == 2
+
+
+def test_push_is_refused_offline_before_training(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = run("train", "bt", "--push", "me/model", "--out", tmp_path)
+    assert done.exit_code == 2 and done.stderr == "error: push=me/model: HF_HUB_OFFLINE is set, so nothing can be uploaded\n"
+    assert not list(tmp_path.iterdir())
+    assert "--push is for one method" in run("train", "bt", "rr", "--push", "me/model").stderr
+
+
+def test_push_uploads_model_and_card(trained, monkeypatch):
+    import huggingface_hub as hub
+    seen = {}
+
+    class Hub:
+        def create_repo(self, repo, **how):
+            seen.update(how)
+            return type("Url", (str,), dict(repo_id=repo))(f"https://hub/{repo}")
+        def upload_folder(self, **how): seen.update(how)
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="log in first"): M.push_model(trained.folder / "model", "me/model")
+    monkeypatch.setattr(hub, "get_token", lambda: "made up")
+    for repo, says in (("a/b/c", "push=a/b/c: "), ("me/-", "push=me/-: ")):
+        with pytest.raises(UserError, match=says): M.push_model(trained.folder / "model", repo)
+    with pytest.raises(UserError, match="no saved model"): M.push_model(trained.folder, "me/model")
+    assert M.push_model(trained.folder / "model", "me/model") == "https://hub/me/model"
+    assert seen["private"] and seen["exist_ok"] and seen["repo_id"] == "me/model" and "*.md" in seen["allow_patterns"]
+    monkeypatch.setattr(Hub, "upload_folder", lambda self, **how: (_ for _ in ()).throw(ConnectionError("no route")))
+    with pytest.raises(UserError, match="push=me/model: cannot be fetched|push=me/model"): M.push_model(trained.folder / "model", "me/model")
 
 
 def run(*words): return CliRunner().invoke(main, [str(w) for w in words])

@@ -347,7 +347,7 @@ def _rank_by_time(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) r
 
 def _rank_by_stated(table: pd.DataFrame, settings: object) -> np.ndarray: # (n,) rank
     "Return ranks that put clear preferences before slight ones."
-    if not ("preferences" in table and (table["stated"] == 1).any()):
+    if not ("preferences" in table and ((table["stated"] == 1) | (table["stated"] > 2)).any()): # 1: slight; above 2: of three levels
         raise UserError("strength='stated': no preference in the data is slight, so none is stated to be stronger than another "
                         "(data of A, B or equal votes and ranked pairs state no degrees)")
     return 2.0 - table["stated"].to_numpy(float)

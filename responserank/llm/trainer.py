@@ -27,6 +27,7 @@ from .models import (evaluate_rewards, load_classifier, load_model, load_tokeniz
 from .preferences import to_messages, describe_comparisons, prepare_rows, report_table, train_test_split, tokenize
 from .strength import add_strengths, save_loss_parameters, starting_parameters
 from .data import OpenedData, first_comparison, open_data, own_test_report, report_lines, resolve_path, write_dropped
+from .model_card import write_model_card
 from .rewardbench import RewardBench, bench_report, check_measured, flat_measures, read_benches
 if TYPE_CHECKING: # loaded where they are used: reading data should not wait for them
     import matplotlib.pyplot as plt
@@ -452,11 +453,12 @@ def _same_everywhere(
 def _save_trained(
     result: Result, # of `_fit_prepared`
 ) -> None:
-    "Save the trained model in the run's folder; weights that are spread over devices are collected first."
+    "Save the trained model and its card in the run's folder; weights that are spread over devices are collected first."
     trainer, (model, tokenizer) = result.trainer, result.trained
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
     if distributed_rank()[0]: return
     save_classifier(model, tokenizer, result.folder / "model", weights)
+    write_model_card(result.folder / "model", result.metrics)
     own = trainer.loss_parameters
     if own is not None: save_loss_parameters(own, trainer.settings.loss, result.folder / "model")
 
