@@ -69,19 +69,57 @@ def _write_scores(
     if out.endswith(".jsonl"): write_text(out, scored.to_json(orient="records", lines=True, force_ascii=False, double_precision=15))
     else: write_csv(out, scored)
 
+# %% ../nbs/90_command_line.ipynb #reading-opts
+def _reading_options(command: Callable) -> Callable:
+    "Add the options that say how a file is read."
+    for option in reversed([
+        click.option("--columns", default="",
+                     help='What the columns hold: "prompt=Question a=Left b=Right preference=Choice seconds=end-start unit=ms".'),
+        click.option("--values", default="",
+                     help='What the values of a vote mean: "left=A right=B same=tie", or thresholds: "<0=A >0=B".'),
+        click.option("--ignore", default="", help="Columns that are left out on purpose."),
+        click.option("--bad-rows", default="refuse",
+                     help="refuse: stop at rows that can't be read; drop: leave them out, listed in dropped.csv."),
+    ]): command = option(command)
+    return command
+
 # %% ../nbs/90_command_line.ipynb #split-02
+def _print_scored(scored, file: str, out: str | None):
+    "Write rewards, and say on standard error what became of columns and rows and how often the better side won."
+    _write_scores(scored, out)
+    said = scored.attrs
+    unused = [c for c, use in said["columns"].items() if use in ("not used", "ignored")]
+    click.echo("columns: " + ", ".join(f"{c} as {u}" for c, u in said["columns"].items() if c not in unused)
+               + (f"; not used: {', '.join(unused)}" if unused else ""), err=True)
+    if said["bad_rows"]:
+        click.echo(f"left out {said['left_out']} bad rows: " + "; ".join(said["bad_rows"][:10]), err=True)
+    if not said["sides"]: return
+    import numpy as np
+    label, won = np.array(said["label"]), np.sign(scored.difference.to_numpy())
+    known, side = np.isin(label, [-1, 1]), "chosen" if said["sides"][0] == "chosen" else "A"
+    if known.any() and side == "A":
+        return click.echo(f"{(won[known] == label[known]).mean():.1%} of {known.sum()} pairs have the higher reward on the preferred side", err=True)
+    click.echo(f"{(won > 0).mean():.1%} of {len(won)} pairs have the higher reward on the {side} side", err=True)
+
+# %% ../nbs/90_command_line.ipynb #3f6c6c86
 @main.command("score")
 @click.argument("model")
 @click.argument("file", required=False)
 @click.option("--rewardbench", default="", help="1, 2, '1,2', or paths of local copies.")
 @click.option("--out", help="Where the rewards go: a new .csv or .jsonl file.  [default: standard output]")
 @click.option("--tokens", default=16384, help="Tokens in a batch, padding included.")
-def _score_command(model: str, file: str | None, rewardbench: str, out: str | None, tokens: int):
-    """Score the texts, pairs or comparisons of FILE with a saved reward MODEL (a folder, a run's folder, or a name on the hub).
+@click.option("--template", type=click.Choice(["chat", "join", "none"]),
+              help="How texts are written: by the model's chat template, joined and ended, or joined as they stand.  [default: as the model's folder says]")
+@click.option("--separator", help=r"Between messages that are joined; \n is a new line.  [default: \n\n, or nothing with --template none]")
+@_reading_options
+def _score_command(model: str, file: str | None, rewardbench: str, out: str | None, tokens: int, template: str | None,
+                   separator: str | None, **reading):
+    """Score the texts, pairs or comparisons of FILE with a saved reward MODEL (a folder, a run's folder, a LoRA folder, or a name on the hub).
 
     \b
     Examples:
       responserank score runs/bt-1a2b3c4d/1/42 answers.jsonl --out rewards.csv
+      responserank score my/model answers.csv --template join --columns "prompt=Question completion=Answer"
       responserank score my/model --rewardbench 1,2
     """
     from pathlib import Path
@@ -89,17 +127,17 @@ def _score_command(model: str, file: str | None, rewardbench: str, out: str | No
     if out and not out.endswith((".csv", ".jsonl")): raise click.UsageError(f"--out {out}: the name should end in .csv or .jsonl")
     if out and Path(out).exists(): raise click.UsageError(f"--out {out}: the file exists; move it away or give another name")
     if tokens < 1: raise click.UsageError(f"--tokens {tokens}: it should be at least 1")
+    written = dict(template=template or "", separator=separator and separator.replace(r"\n", "\n").replace(r"\t", "\t"))
+    if rewardbench and any(v for v in written.values()): raise click.UsageError("--template and --separator are for a FILE, not for --rewardbench")
+    from responserank.columns import ROLES, TEXT_ROLES, read_options
+    options = read_options(**reading, roles=ROLES | TEXT_ROLES)
     from responserank.tables import read_table
     frame = read_table(file) if file else None
     from responserank.llm.rewardbench import requested_benchmarks, read_bench, results_table, rewardbench as evaluate
     benches = [read_bench(source) for source in requested_benchmarks(rewardbench, "")[0]]
     from responserank.llm.models import load_classifier, score_table
     loaded, tokenizer = load_classifier(model)
-    if file:
-        scored = score_table(loaded, tokenizer, frame, file, tokens=tokens, show="scoring")
-        _write_scores(scored, out)
-        if "difference" in scored: click.echo(f"{(scored.difference > 0).mean():.1%} of {len(scored)} pairs have the higher reward on the "
-                                              f"{'chosen' if 'chosen' in frame else 'A'} side", err=True)
+    if file: _print_scored(score_table(loaded, tokenizer, frame, file, options, **written, tokens=tokens, show="scoring"), file, out)
     for bench in benches:
         click.echo(f"RewardBench {bench.version}, {len(bench.table)} rows:\n" +
                    results_table(evaluate(loaded, bench, tokenizer, tokens=tokens)).to_string(index=False),
@@ -130,20 +168,6 @@ def _methods_command(csv: bool):
     from responserank.llm.methods import methods_csv
     click.echo(methods_csv(), nl=False)
 
-# %% ../nbs/90_command_line.ipynb #reading-opts
-def _reading_options(command: Callable) -> Callable:
-    "Add the options that say how a file is read."
-    for option in reversed([
-        click.option("--columns", default="",
-                     help='What the columns hold: "prompt=Question a=Left b=Right preference=Choice seconds=end-start unit=ms".'),
-        click.option("--values", default="",
-                     help='What the values of a vote mean: "left=A right=B same=tie", or thresholds: "<0=A >0=B".'),
-        click.option("--ignore", default="", help="Columns that are left out on purpose."),
-        click.option("--bad-rows", default="refuse",
-                     help="refuse: stop at rows that can't be read; drop: leave them out, listed in dropped.csv."),
-    ]): command = option(command)
-    return command
-
 # %% ../nbs/90_command_line.ipynb #cell-015
 def _with_gains(
     table, # one row per run, indexed by method, as `measures_table` makes it
@@ -171,6 +195,19 @@ def _print_results(
             result.metrics["method"], **weight))
         click.echo(result.folder)
 
+# %% ../nbs/90_command_line.ipynb #001f0240
+def _may_push(repo: str, methods: tuple, dry_run: bool) -> bool: # True
+    "Raise an error where a model can't be uploaded when its run is finished."
+    if len(methods) > 1 or dry_run: raise click.UsageError("--push is for one method, and not for --dry-run")
+    from responserank.llm.model_card import check_push
+    check_push(repo)
+    return True
+
+def _push(result, repo: str) -> str: # the model's page
+    "Upload the saved model of a run."
+    from responserank.llm.model_card import push_model
+    return push_model(result.folder / "model", repo)
+
 # %% ../nbs/90_command_line.ipynb #split-04
 @main.command("train")
 @click.argument("methods", metavar="METHOD...", nargs=-1, required=True)
@@ -181,14 +218,15 @@ def _print_results(
 @click.option("--model-seed", type=int, help="Governs the initial weights.  [default: the seed]")
 @click.option("--out", default="runs", help="Run folders go below this one.")
 @click.option("--dry-run", is_flag=True, help="Stop before the first step, with the data report.")
-@click.option("--save-model", is_flag=True, help="Keep the model in the run's folder.")
+@click.option("--save-model", is_flag=True, help="Keep the model in the run's folder, with a model card.")
+@click.option("--push", metavar="OWNER/NAME", help="Save the model and upload it to the hub when the run is finished.")
 @click.option("--redo", is_flag=True, help="Run again what is finished.")
 @click.option("--wandb-mode", default="offline", help="offline, online or disabled.")
 @click.option("--rewardbench", default="auto", help="1, 2, '1,2' or local copies; auto: both in preset paper.")
 @click.option("--overrides", default="", help='Any setting of the method: "epochs=2 ranking_size=4".')
 @_reading_options
 @click.option("--test-data", help="Test comparisons of your own: a file, a folder, NAME:split.  [default: some of --data are set apart]")
-def _train_command(methods: tuple, **parameters):
+def _train_command(methods: tuple, push: str | None, **parameters):
     """Train a reward model by each METHOD, evaluate it, and print its measures.
 
     What is finished is not done again: its measures are read from its files.
@@ -197,17 +235,55 @@ def _train_command(methods: tuple, **parameters):
     Examples:
       responserank train bt rr_agree
       responserank train rr --data answers.jsonl --save-model
+      responserank train rr --data answers.jsonl --push me/my-reward-model
       responserank train bt bt_soft bt_scaled bt_margin ordinal bt_ties regression rr rr_light --data votes.csv
       responserank train rr_agree --preset small --overrides "peft=lora epochs=1"
     """
     from responserank.llm.methods import resolve_settings
     for method in methods: resolve_settings(method, parameters["preset"], parameters["overrides"]) # mistakes first
+    if push: parameters["save_model"] = _may_push(push, methods, parameters["dry_run"])
     from responserank.llm.trainer import train_once
     from responserank.llm.batches import distributed_rank
     first = distributed_rank()[0] == 0
     say = (lambda line: click.echo(line, err=True)) if first and parameters["data"] != "simulated" else None
     results = [train_once(method, **parameters, say=say if method == methods[0] else None) for method in methods]
-    if first: _print_results(results) # under torchrun all processes get here
+    if not first: return # under torchrun all processes get here
+    _print_results(results)
+    if push: click.echo(_push(results[0], push))
+
+# %% ../nbs/90_command_line.ipynb #09b0beb7
+def _probe_folder(file: str) -> str: # where reports go unless told otherwise
+    "Name a folder after a file."
+    import re
+    from pathlib import Path
+    return "runs/probe/" + (re.sub("[^A-Za-z0-9_.-]+", "_", Path(file.rstrip("/")).stem) or "data")
+
+
+@main.command("probe")
+@click.argument("file")
+@_reading_options
+@click.option("--encoder", help="What describes the texts: a sentence encoder or a reward model, as a folder, a name on the hub or "
+                                "a run's folder.  [default: hashed words]")
+@click.option("--seed", type=int, default=0, help="Governs folds and resampling.")
+@click.option("--out", help="Folder for probe.json, probe.png and probe.html.  [default: runs/probe/NAME]")
+def _probe_command(file: str, encoder: str | None, seed: int, out: str | None, **reading):
+    """Find out what the strength signals of FILE are worth: which losses would use them, how much, and what it would buy.
+
+    FILE is what `train --data` takes. Nothing is trained but small heads, in about a minute.
+
+    \b
+    Examples:
+      responserank probe answers.jsonl
+      responserank probe votes.csv --columns "a=Left b=Right preference=Choice" --values "left=A right=B" --encoder my/encoder
+    """
+    from responserank.files import repo_root
+    from responserank.llm.data import resolve_path
+    from responserank.probing import probe
+    folder = repo_root() / (out or _probe_folder(file))
+    result = probe(resolve_path(file), folder, encoder=encoder, seed=seed, **reading)
+    click.echo("\n".join(result.reading), err=True)
+    click.echo(f"{result}\n\n{folder}/probe.html")
+    click.echo(", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items()), err=True)
 
 # %% ../nbs/90_command_line.ipynb #synth-b
 @main.command("synthetic")

@@ -255,7 +255,7 @@ def estimate_rank_weight(
     stratum: ArrayLike | None = None, # (n,) names; None: one stratum
     kind: str = "unknown", # of signal, a key of `WEIGHT_PRIORS`
     ranking_size: int | str = 8, # of the rankings that will be trained on
-    ranking_id=None, # (n,) integers, these rankings themselves; None: dealt by size
+    ranking_id: ArrayLike | None = None, # (n,) integers, these rankings themselves; None: dealt by size
 ) -> RankWeight:
     "Estimate the weight of the ranking loss from held-out predictions."
     rank, known = np.asarray(rank, float), ~np.isnan(np.asarray(rank, float))
@@ -315,7 +315,7 @@ def text_features(
     k = min(dimensions, len(texts), counts.shape[1])
     basis = np.linalg.qr(counts @ r.normal(size=(counts.shape[1], min(k + 10, len(texts)))))[0]
     for _ in range(2): basis = np.linalg.qr(counts @ (counts.T @ basis))[0]
-    left, s, _ = np.linalg.svd((counts.T @ basis).T, full_matrices=False)
+    left, s, _ = np.linalg.svd(np.linalg.qr(counts.T @ basis, mode="r").T) # the same as of the whole, which takes ten times as long
     surface = surface_features(texts)
     surface = (surface - surface.mean(0)) / np.maximum(surface.std(0), 1e-9) / np.sqrt(5)
     return np.hstack([standardised((basis @ left * s)[:, :k]), surface])

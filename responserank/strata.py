@@ -262,12 +262,16 @@ def _codes_of_names(
     names = table[column].astype(object) if column in table else pd.Series(dtype=object)
     codes = pd.factorize(names.where(names.notna() & (names != "")))[0]
     if len(table) and not (codes >= 0).any():
-        raise ValueError(f"strata={kind!r}: the comparisons have no {'column stratum' if kind == 'column' else 'annotator'}")
+        raise ValueError(f"strata={kind!r}: the comparisons have no {dict(column='column stratum').get(kind, column)}")
     return codes
 
 def _by_annotator(table, settings, ranked): return [_codes_of_names(table, "annotator", settings.strata)]
 
 def _by_column(table, settings, ranked): return [_codes_of_names(table, "stratum_given", settings.strata)]
+
+def _by_prompt(table, settings, ranked): return [_codes_of_names(table, "prompt_id", settings.strata)]
+
+def _by_topic(table, settings, ranked): return [_codes_of_names(table, "topic", settings.strata)]
 
 def _by_annotator_and_length(table, settings, ranked):
     annotator = _by_annotator(table, settings, ranked)
@@ -280,6 +284,8 @@ STRATA = { # `strata` → function of (table, settings, ranked) that returns a l
     "annotator": _by_annotator,
     "annotator_x_length": _by_annotator_and_length,
     "column": _by_column,
+    "prompt": _by_prompt,
+    "topic": _by_topic,
 }
 
 def stratum_codes(

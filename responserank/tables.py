@@ -6,7 +6,7 @@
 __all__ = ['TABLE_SUFFIXES', 'location', 'RowProblem', 'problem_lines', 'raise_problems', 'BadCell', 'read_text', 'read_file',
            'silence_loggers', 'hub_error', 'is_held_out', 'choose_split', 'is_hub_name', 'missing_file', 'split_source',
            'list_configs', 'read_table', 'require_columns', 'lines_of', 'check_run_table', 'format_ranges',
-           'is_missing', 'number_column', 'is_turns', 'text_column']
+           'is_missing', 'number_column', 'plain_cell', 'parse_cell', 'is_turns', 'text_column']
 
 # %% ../nbs/06_tables.ipynb #cell-002
 import ast, codecs, csv, gzip, io, json, logging, re, tempfile, zlib
@@ -467,10 +467,10 @@ def number_column(
 # %% ../nbs/06_tables.ipynb #cell-038
 _UNPRINTABLE = re.compile("[\ud800-\udfff\0]")
 
-def _plain(value: object) -> object:
+def plain_cell(value: object) -> object:
     "Turn arrays inside a cell into lists, and leave out fields without a value."
-    if isinstance(value, dict): return {k: _plain(v) for k, v in value.items() if v is not None}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple, np.ndarray)) else value
+    if isinstance(value, dict): return {k: plain_cell(v) for k, v in value.items() if v is not None}
+    return [plain_cell(v) for v in value] if isinstance(value, (list, tuple, np.ndarray)) else value
 
 def _join_parts(parts: list) -> str:
     "Join content parts of type text; anything else can't be read."
@@ -494,7 +494,7 @@ def _bad_character(text: str) -> str:
     return f"the character U+{code:04X} is " + ("half of a surrogate pair" if code else "a NUL") + " and no text; remove or replace it"
 
 # %% ../nbs/06_tables.ipynb #text-column
-def _parse_cell(text: str) -> object: # what JSON says, or the text itself
+def parse_cell(text: str) -> object: # what JSON says, or the text itself
     "Read a list or an object that stands as text in a cell."
     if text.lstrip()[:1] not in ("[", "{"): return text
     try: return json.loads(text)
@@ -509,7 +509,7 @@ def _text_or_messages(
     cell: object,
 ) -> str | list: # a text, messages, or the texts of several turns
     "Read one cell, or raise `BadCell`."
-    value = _parse_cell(cell) if isinstance(cell, str) else _plain(cell)
+    value = parse_cell(cell) if isinstance(cell, str) else plain_cell(cell)
     if isinstance(value, list) and value:
         if all(isinstance(m, dict) and "role" in m for m in value): return [_message(m) for m in value]
         if all(isinstance(m, dict) and "type" in m for m in value): value = _join_parts(value)

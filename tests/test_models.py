@@ -157,7 +157,7 @@ def test_score_rewardbench(saved, tmp_path):
 
 
 def test_bad_scoring_is_one_line(saved, folder, tmp_path):
-    (tmp_path / "odd.jsonl").write_text('{"answer": "x"}\n')
+    (tmp_path / "odd.jsonl").write_text('{"remark": "x"}\n')
     (tmp_path / "gap.jsonl").write_text('{"text": "x"}\n{"text": ""}\n')
     for words, says in [((saved,), "give a FILE"), ((saved, tmp_path / "no.csv"), "no such file"), ((saved, tmp_path / "odd.jsonl"), "no texts to score"),
                         ((saved, tmp_path / "gap.jsonl"), "row 2, column 'text'"), ((folder / "base", tmp_path / "gap.jsonl"), "has no reward head"),

@@ -1,9 +1,17 @@
 """Small heads, the estimate of the rank weight, and the probe."""
+import functools
+import html
 import json
+import shlex
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
+
+from responserank import probing as P
+from responserank.cli import main
 
 from responserank.llm.formats import read_preferences
 from responserank.probing import needed_comparisons, paired_gains, probe, probe_table, train_command
@@ -68,8 +76,8 @@ def test_the_prior_decides_where_data_are_few():
 def test_false_alarms():
     r = np.random.default_rng(0)
     d = r.normal(size=300)
-    p = np.array([signal_p(d, r.random(300), r.integers(0, 20, 300)) for _ in range(1000)])
-    assert .002 < (p < .01).mean() < .022 and .45 < (p < .5).mean() < .55
+    p = np.array([signal_p(d, r.random(300), r.integers(0, 20, 300)) for _ in range(400)])
+    assert (p < .01).mean() < .025 and .43 < (p < .5).mean() < .57
 
 
 def test_order_likelihood_against_a_loop():
@@ -104,7 +112,7 @@ def ranked_pairs(n, seed=0, **columns):
     return rows
 
 
-def test_probe_writes_its_files(tmp_path):
+def test_probe_writes_its_files(tmp_path, two_losses):
     result = probe(write(tmp_path, ranked_pairs(150)), out=tmp_path / "out", sizes=(1.,))
     assert [v.says for v in result.verdicts] == ["signal"]
     saved = json.loads((tmp_path / "out/probe.json").read_text())
@@ -116,27 +124,144 @@ def test_probe_writes_its_files(tmp_path):
     assert str(again) == str(result)
 
 
-ODD = [ # what the rows are, the error, or what the report says
-    ("few", ranked_pairs(29), "needs at least 30", None),
-    ("one group", [r | dict(prompt="same", prompt_id="p") for r in ranked_pairs(60)], "groups (prompts, topics or pairs) to hold out", None),
-    ("constant", [r | dict(strength=1.) for r in ranked_pairs(60)], None, "No strength signal in the file"),
-    ("none", [{k: v for k, v in r.items() if k != "strength"} for r in ranked_pairs(60)], None, "No strength signal in the file"),
-    ("one person", ranked_pairs(60, annotator=lambda i, r: "Ann"), None, "train"),
-    ("people", ranked_pairs(80, annotator=lambda i, r: f"p{i % 4}"), None, "person"),
-    ("equal sides", [r | (dict(rejected=r["chosen"]) if i < 5 else {}) for i, r in enumerate(ranked_pairs(60))], None, "with a choice 55"),
-    ("noise", ranked_pairs(120, strength=lambda i, r: float(r.random())), None, "Train Bradley–Terry"),
-    ("negative", ranked_pairs(60, strength=lambda i, r: -float(i)), None, "Train Bradley–Terry"),
-    ("times", [{k: v for k, v in r.items() if k != "strength"} for r in ranked_pairs(60, response_time=lambda i, r: float(r.random() + .1))], None, "time"),
-]
+def without_strength(rows): return [{k: v for k, v in r.items() if k != "strength"} for r in rows]
 
 
-@pytest.mark.parametrize("rows, error, said", [o[1:] for o in ODD], ids=[o[0] for o in ODD])
-def test_odd_files(tmp_path, rows, error, said):
-    path = write(tmp_path, rows)
-    if error:
-        with pytest.raises(UserError) as e: probe(path)
-        assert error in str(e.value) and "\n" not in str(e.value)
-    else: assert said in str(probe(path, sizes=(1.,)))
+def voted(n=40, people=3, words=("A", "A", "B"), seconds=lambda i, p, r: float(r.uniform(2, 9)), **more):
+    """Votes of several people, one a row, in the order of `words`."""
+    r = np.random.default_rng(0)
+    return [dict(id=str(i), prompt=f"q{i}", completion_a="good " * (1 + i % 7), completion_b=f"bad {i}", annotator=f"p{p}", preference=words[(i + p) % len(words)]) |
+            ({} if seconds is None else dict(seconds=seconds(i, p, r))) | more for i in range(n) for p in range(people)]
+
+
+TIMES = without_strength(ranked_pairs(60, response_time=lambda i, r: float(r.random() + .1)))
+REFUSED = { # rows or whatever else is probed, options, what the one line says
+    "nothing": ([], {}, "no rows"),
+    "no file": ("no/such/file.csv", {}, "no/such/file.csv"),
+    "a number": (3, {}, "data of type int"),
+    "other columns": ([dict(x=1, y=2)] * 40, {}, "say which column holds what"),
+    "a typo": ([r | dict(strenght=r["strength"]) for r in without_strength([dict(r) for r in ranked_pairs(40)]) for r in [r | dict(strength=1.)]], {}, "strenght"),
+    "words as strength": ([r | dict(strength="high") for r in ranked_pairs(40)], {}, "row 1"),
+    "no strength in a row": ([r | dict(strength=None) if i == 7 else r for i, r in enumerate(ranked_pairs(40))], {}, "row 8"),
+    "an infinite strength": ([r | dict(strength=float("inf")) if i == 3 else r for i, r in enumerate(ranked_pairs(40))], {}, "row 4"),
+    "an empty answer": ([r | dict(rejected="") if i == 5 else r for i, r in enumerate(ranked_pairs(40))], {}, "row 6"),
+    "an unknown vote": (voted(words=("A", "left")), {}, "unknown preference 'left'"),
+    "a negative time": ([r | dict(response_time=-1.) if i == 2 else r for i, r in enumerate(TIMES)], {}, "row 3"),
+    "a date as time": ([r | dict(response_time="2024-05-01 10:00") for r in TIMES], {}, "is a date"),
+    "milliseconds": ([r | dict(response_time=2000 + i) for i, r in enumerate(TIMES)], {}, "unit=ms"),
+    "equal sides": ([r | dict(rejected=r["chosen"]) for r in ranked_pairs(40)], {}, "both sides of every row are equal"),
+    "a mapping to nothing": (ranked_pairs(40), dict(columns="prompt=Question"), "Question"),
+    "an unknown option": (ranked_pairs(40), dict(bad_rows="dropp"), "dropp"),
+    "no encoder": (ranked_pairs(40), dict(encoder="no/such/encoder"), "encoder no/such/encoder: cannot be loaded"),
+}
+SAID = { # rows, options, what the report says
+    "few": (ranked_pairs(29), {}, "29 comparisons with a choice are too few for a probe, which needs 30"),
+    "one comparison": (ranked_pairs(1), {}, "1 comparisons with a choice are too few"),
+    "ties only": (voted(words=("Tie",)), {}, "every vote is a tie"),
+    "one prompt": ([r | dict(prompt="same") for r in ranked_pairs(60)], {}, "there is 1 prompt: pairs are held out instead"),
+    "three topics": (ranked_pairs(60, topic=lambda i, r: f"t{i % 3}"), {}, "there are 3 topics: pairs are held out instead"),
+    "one pair": ([dict(chosen="yes", rejected="no", strength=float(i)) for i in range(60)], {}, "1 different pairs are too few"),
+    "constant": ([r | dict(strength=1.) for r in ranked_pairs(60)], {}, "'strength' is the same for all 60 comparisons"),
+    "no signal": (without_strength(ranked_pairs(60)), {}, "no signal of strength: no votes of several people"),
+    "no reference": (ranked_pairs(60), {}, "no votes: strengths can only be compared with held-out choices"),
+    "one person": (ranked_pairs(60, annotator=lambda i, r: "Ann"), {}, "all judgements are of one person"),
+    "one voter": (voted(40, people=1), {}, "all judgements are of one person"),
+    "one vote a pair": ([r for r in voted(40, seconds=None) if r["annotator"] == f"p{int(r['id']) % 3}"], {}, "no signal of strength"),
+    "people": (ranked_pairs(80, annotator=lambda i, r: f"p{i % 4}"), {}, "person × length"),
+    "some equal sides": ([r | (dict(rejected=r["chosen"]) if i < 5 else {}) for i, r in enumerate(ranked_pairs(60))], {}, "with a choice 55"),
+    "noise": (ranked_pairs(120, strength=lambda i, r: float(r.random())), {}, "Train Bradley–Terry"),
+    "negative": (ranked_pairs(60, strength=lambda i, r: -float(i)), {}, "Train Bradley–Terry"),
+    "huge": (ranked_pairs(60, strength=lambda i, r: 1e300 * float(r.random())), {}, "strength"),
+    "nobody named": (TIMES, {}, "nobody is named"),
+    "mixed units": ([r | dict(response_time=r["response_time"] * 1000 if i % 3 else r["response_time"]) for i, r in enumerate(TIMES)], dict(columns="unit=s"),
+                    "are they in different units?"),
+    "one class": (voted(words=("A",)), {}, "every vote is for the first text"),
+    "times of a few": ([{k: v for k, v in r.items() if k != "seconds" or int(r["id"]) < 10} for r in voted()], {}, "'time' is known for 10 comparisons; 30 are needed"),
+    "equal times": (voted(seconds=lambda i, p, r: 4.), {}, "'time' is known for 0 comparisons"),
+    "two levels": (ranked_pairs(60, strength=lambda i, r: float(i % 2)), {}, "strength"),
+    "a rank": (without_strength(ranked_pairs(60, rank=lambda i, r: float(i))), {}, "strength"),
+    "strata": (ranked_pairs(60, stratum=lambda i, r: "ab"[i % 2]), {}, "column"),
+    "contradictions": (ranked_pairs(40) + [r | dict(chosen=r["rejected"], rejected=r["chosen"]) for r in ranked_pairs(40)], {}, "with a choice 80"),
+    "conversations": ([dict(strength=r["strength"], **{k: [dict(role="user", content=r["prompt"]), dict(role="assistant", content=r[k])] for k in ("chosen", "rejected")})
+                       for r in ranked_pairs(40)], {}, "with a choice 40"),
+    "odd letters": ([r | dict(chosen=r["chosen"] + " 你好 🙂\u2028") for r in ranked_pairs(40)], {}, "with a choice 40"),
+    "one word of everything": ([dict(prompt=f"q{i}", chosen="a", rejected="b", strength=float(i)) for i in range(40)], {}, "texts 80"),
+    "bad rows left out": ([r | dict(strength="high") if i < 5 else r for i, r in enumerate(ranked_pairs(60))], dict(bad_rows="drop"), "--bad-rows drop"),
+    "mapped": ([dict(Question=r["prompt"], L=r["chosen"], R=r["rejected"], pick="left" if i % 4 else "same", who=f"p{i % 3}") for i, r in enumerate(ranked_pairs(60))],
+               dict(columns="prompt=Question a=L b=R preference=pick annotator=who", values="left=A same=tie"), "--values 'left=A same=tie'"),
+}
+
+
+@pytest.fixture
+def two_losses(monkeypatch):
+    """A forecast of two losses says as much about odd inputs as one of seven."""
+    monkeypatch.setattr(P, "PROBED_LOSSES", ("bt", "rr_light"))
+    monkeypatch.setattr(P, "held_out_prediction", functools.partial(P.held_out_prediction, priors=(1., 30.)))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_is_refused_in_a_line(name, tmp_path):
+    data, options, says = REFUSED[name]
+    with pytest.raises(UserError) as e: probe(data, out=tmp_path / "out", **options)
+    assert says in str(e.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(e.value) or "row" in says  # bad rows have a line each
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_can_be_said_is_said_and_what_cannot_is_named(name, tmp_path, two_losses):
+    rows, options, says = SAID[name]
+    path, written = write(tmp_path, rows), name in ("few", "constant", "people")
+    result = probe(path, sizes=(1.,), out=tmp_path if written else None, **options)
+    assert says in " ".join(str(result).split()), str(result)
+    assert "responserank train bt" in str(result) or result.verdicts
+    if not written: return
+    saved = json.loads((tmp_path / "probe.json").read_text())
+    assert saved["notes"] == result.notes and (tmp_path / "probe.png").exists() == bool(result.verdicts)
+    page = (tmp_path / "probe.html").read_text()
+    assert all(html.escape(note) in page for note in result.notes)
+
+
+def test_there_are_forty_of_them(): assert len(REFUSED) + len(SAID) >= 40
+
+
+FILES = dict(votes=voted(), pairs=ranked_pairs(40, annotator=lambda i, r: f"p{i % 4}", response_time=lambda i, r: float(r.uniform(1, 9)), stratum=lambda i, r: "ab"[i % 2]),
+             prompts=[r | dict(prompt=f"q{int(r['prompt'][1:]) % 6}") for r in ranked_pairs(40)],
+             stated=[dict(r, preference=w) for r, w in zip(voted(40, people=1, seconds=None), ["A-is-much-better", "A-is-slightly-better", "B-is-clearly-better"] * 20)])
+
+
+@pytest.mark.parametrize("file, signal, losses, strata", [
+    ("votes", "votes", ("bt_soft", "rr_light", "regression"), "none"), ("votes", "time", ("rr_light",), "none"),
+    ("pairs", "strength", ("bt_scaled",), "column"), ("pairs", "time", ("rr", "ordinal"), "person"), ("pairs", "time", ("rr_light",), "person × length"),
+    ("prompts", "strength", ("rr_light",), "prompt"), ("stated", "stated", ("rr_light",), "none")])
+def test_the_command_of_a_verdict_runs_as_it_is_printed(file, signal, losses, strata, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data").mkdir()
+    given = signal if file != "pairs" else "strength"
+    for loss in losses:
+        command = train_command(loss, signal, .31, strata, str(write(tmp_path / "my data", FILES[file])), given)
+        program, *words = shlex.split(command)
+        done = CliRunner().invoke(main, [*words, "--dry-run", "--wandb-mode", "disabled"])
+        assert program == "responserank" and done.exit_code == 0, (command, done.output)
+
+
+def test_the_command_line_probes(tmp_path, two_losses, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [dict(Left=r["chosen"], Right=r["rejected"], Choice="left", Who=f"p{i % 3}") for i, r in enumerate(ranked_pairs(40))]
+    words = ["--columns", "a=Left b=Right preference=Choice annotator=Who", "--values", "left=A"]
+    done = CliRunner().invoke(main, ["probe", str(write(tmp_path, rows, "my votes.jsonl")), *words])
+    assert done.exit_code == 0, done.output
+    assert "columns: Left as a" in done.stderr and "comparisons 40" in done.stdout and "features" in done.stderr
+    assert "--columns 'a=Left b=Right preference=Choice annotator=Who'" in done.stdout
+    assert {p.name for p in (tmp_path / "runs/probe/my_votes").iterdir()} == {"probe.json", "probe.html"}
+    done = CliRunner().invoke(main, ["probe", "no.csv"])
+    assert done.exit_code == 2 and done.stderr.startswith("error: ") and "no.csv" in done.stderr
+
+
+def test_data_in_memory_are_probed_and_their_command_is_a_call():
+    frame = pd.DataFrame(ranked_pairs(20))
+    result = probe(frame)
+    assert result.plain == 'responserank.train("bt", data=…)' and result.facts["comparisons"] == 20
+    assert str(probe(frame.to_dict("records"))) == str(result)
 
 
 def test_identical_pairs_share_a_group(tmp_path):

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['PREFERENCES', 'vote_codes', 'vote_weights', 'vote_counts', 'flatten_lists', 'mean_preferences', 'unique_ids',
-           'from_votes', 'from_multipref', 'arguments_folder', 'read_arguments', 'frame_in_memory', 'read_preferences']
+           'from_votes', 'from_multipref', 'arguments_folder', 'read_arguments', 'TextsToScore', 'texts_to_score',
+           'frame_in_memory', 'read_preferences']
 
 # %% ../../nbs/21a_llm_formats.ipynb #cell-002
 import hashlib, json, os, shutil, tempfile, urllib.request, zipfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..files import content_hash
 from ..settings import UserError, nearest_names
 from ..tables import (BadCell, RowProblem, choose_split, is_hub_name, is_missing, is_turns, list_configs, location,
-                                 number_column,
+                                 number_column, parse_cell, plain_cell,
                                  problem_lines, raise_problems, read_table, require_columns, split_source, text_column)
-from ..columns import (ROLES, ReadOptions, column_fates, find_column, map_columns, map_values, person_name, read_options,
+from ..columns import (ROLES, TEXT_ROLES, ReadOptions, column_fates, find_column, map_columns, map_values, person_name, read_options,
                                   seconds_column, similar_names)
 from .shapes import recognize
 
@@ -608,6 +610,127 @@ def _without_bad_rows(
                            columns=["file", "row", "column", "problem"])
     if len(rows) == len(frame): raise UserError(f"{name}: every row is bad; the first: {problem_lines(problems, name, lines)[0]}")
     return frame.drop(index=frame.index[rows]).reset_index(drop=True), dropped
+
+# %% ../../nbs/21a_llm_formats.ipynb #9fe0ef46
+@dataclass
+class TextsToScore:
+    "The texts of a table that are to be scored, and where each of them stands."
+    texts: pd.DataFrame # row, column (of the file), number (of a response, from 1), prompt, completion
+    ids: list # of the rows, as text; ids may repeat
+    sides: tuple # the columns of the two sides; empty: texts on their own
+    lists: bool # a row may hold several responses
+    label: np.ndarray # (rows,) 1: the first side is better, -1: the second is, 0: a tie, NaN: nobody said
+    fates: dict # column → what became of it
+    problems: list # of `RowProblem`
+
+def _row_ids(frame: pd.DataFrame) -> list[str]: # numbers where there is no id
+    "Return the ids of rows, which may repeat."
+    column = find_column(frame.columns, "id")
+    if column is None: return [str(i + 1) for i in range(len(frame))]
+    return [str(i + 1) if m else str(v) for i, (v, m) in enumerate(zip(frame[column], is_missing(frame[column])))]
+
+def _text_rows(rows, column, number, prompts, completions) -> pd.DataFrame: # one row per text
+    made = pd.DataFrame(dict(row=np.asarray(rows, int), column=column, number=number))
+    return made.assign(prompt=pd.Series(list(prompts), dtype=object), completion=pd.Series(list(completions), dtype=object))
+
+# %% ../../nbs/21a_llm_formats.ipynb #ea2afc36
+def _response_list(cell: object) -> list: # texts, or conversations; raises `BadCell`
+    "Read a cell that holds several responses."
+    value = parse_cell(cell) if isinstance(cell, str) else plain_cell(cell)
+    if not isinstance(value, list) or not value: raise BadCell(f"a list of responses is expected, found {type(cell).__name__}")
+    if isinstance(value[0], dict) and "role" in value[0]: raise BadCell("a list of responses is expected, found one conversation")
+    plain = [next((r[k] for k in ("response", "text", "content") if k in r), r) if isinstance(r, dict) else r for r in value]
+    for i, text in enumerate(plain):
+        chat = isinstance(text, list) and text and all(isinstance(m, dict) and "role" in m for m in text)
+        if not chat and not (isinstance(text, str) and text.strip()):
+            raise BadCell(f"response {i + 1}: a text is expected, found {'an empty one' if text in ('', None) else type(text).__name__}")
+    return plain
+
+def _responses(frame: pd.DataFrame, column: str, prompts: list, problems: list[RowProblem]) -> pd.DataFrame: # one row per text
+    "Read several responses a row."
+    parts = []
+    for i, cell in enumerate(frame[column]):
+        try: found = _response_list(cell)
+        except BadCell as e:
+            problems.append(RowProblem(i, column, str(e)))
+            continue
+        parts += [(i, k + 1, prompts[i], text) for k, text in enumerate(found)]
+    rows, number, asked, texts = zip(*parts) if parts else ((),) * 4
+    return _text_rows(rows, column, list(number), asked, texts)
+
+# %% ../../nbs/21a_llm_formats.ipynb #4d396329
+def _single_texts(frame: pd.DataFrame, name: str, problems: list[RowProblem]) -> tuple: # texts, fates of the columns, lists
+    "Read a table whose texts are not compared: responses, conversations, completions or texts."
+    kind, column = next(((r, c) for r in TEXT_ROLES if (c := find_column(frame.columns, r, TEXT_ROLES))), (None, None))
+    if kind is None:
+        raise UserError(f"{name}: no texts to score; it should have text, completion, responses or messages, or two sides "
+                        f"(chosen and rejected, or completion_a and completion_b), and it has {', '.join(map(str, frame.columns))}; "
+                        'say which column holds what: --columns "prompt=… completion=…"')
+    rest = frame.drop(columns=column)
+    used = {c: r for r in ("id", "prompt", "system", "input") if (c := find_column(rest.columns, r)) is not None}
+    if kind == "text": used = {c: r for c, r in used.items() if r == "id"}
+    prompts = None if kind == "text" else _prompts(rest, name, problems)
+    prompts = [""] * len(frame) if prompts is None else prompts
+    if kind == "responses": texts = _responses(frame, column, prompts, problems)
+    else:
+        found = text_column(frame, column, name, problems=problems)
+        if kind == "messages": problems += [RowProblem(i, column, "a list of messages is expected, found a text")
+                                            for i, t in enumerate(found) if isinstance(t, str) and t]
+        texts = _text_rows(range(len(frame)), column, 1, prompts, found)
+    return texts, {column: kind} | used, kind == "responses"
+
+# %% ../../nbs/21a_llm_formats.ipynb #e9714a1b
+def _two_sides(
+    frame: pd.DataFrame,
+    name: str, # of the file, for messages
+    options: ReadOptions,
+) -> tuple | None: # our columns, kind, fates, whether the shape is a published one; None: the table has no two sides
+    "Read a table of pairs or comparisons, with or without a verdict."
+    said, mapped = map_columns(frame.drop(columns=[c for c in options.ignore if c in frame]), options.columns, name)
+    kinds = [kind for kind, (fits, _) in _KINDS.items() if fits(list(said.columns))]
+    if not kinds and all(s in said for s in _SIDES):
+        roles = {c: r for r in _READ_BY["annotated"] if (c := find_column(said.columns, r)) is not None}
+        return said, "comparisons", mapped | {c: r for c, r in roles.items() if c in frame}, False
+    if not kinds and recognize(said) is None: return None
+    made, kind, shape, used = _canonical(frame, name, options)
+    return made.reset_index(drop=True), kind, used, shape not in ("ranked pairs", "annotated comparisons")
+
+def _verdicts(made: pd.DataFrame, kind: str, name: str, problems: list[RowProblem]) -> np.ndarray: # (rows,) as `TextsToScore.label`
+    "Return which side the rows themselves call better."
+    label = np.full(len(made), 1.0 if kind == "pairs" else np.nan)
+    if kind != "votes": return label
+    word, bad = find_column(made.columns, "preference"), _vote_problems(made, name)
+    problems += bad
+    there = ~is_missing(made[word]) & ~np.isin(np.arange(len(made)), [p.row for p in bad])
+    label[there] = np.sign(vote_codes(made.loc[there, word]))
+    return label
+
+# %% ../../nbs/21a_llm_formats.ipynb #4b944c3f
+def texts_to_score(
+    frame: pd.DataFrame, # as it came
+    name: str, # of the file, for messages
+    options: ReadOptions, # as of `read_options` with the roles of texts, too
+) -> TextsToScore:
+    "Find the texts of a table that are to be scored."
+    came, problems = [str(c) for c in frame.columns], []
+    said = _two_sides(frame, name, options)
+    if said is None:
+        frame, mapped = map_columns(frame.drop(columns=[c for c in options.ignore if c in frame]), options.columns, name)
+        texts, used, lists = _single_texts(frame, name, problems)
+        sides, label, known, used = (), np.full(len(frame), np.nan), (), mapped | {c: r for c, r in used.items() if c in came}
+    else:
+        frame, kind, used, published = said
+        sides, lists, known = ("chosen", "rejected") if kind == "pairs" else _SIDES, False, came if published else ()
+        _conversation_problems(frame, name, sides, problems)
+        if "left_out" in frame: problems += [RowProblem(i, None, str(w)) for i, w in enumerate(frame["left_out"]) if isinstance(w, str)]
+        label, bad = _verdicts(frame, kind, name, problems), {p.row for p in problems}
+        rows = [i for i in range(len(frame)) if i not in bad]
+        good = frame.iloc[rows].reset_index(drop=True)
+        asked = _prompts(good, name) or [""] * len(good)
+        made = list(zip(*map(_conversation, asked, *(_texts(good, s, name) for s in sides)))) or [[], [], []]
+        texts = pd.concat([_text_rows(rows, s, 1, made[0], made[k + 1]) for k, s in enumerate(sides)], ignore_index=True)
+    fates = column_fates(came, used, name, [c for c in options.ignore if c in came], known)
+    return TextsToScore(texts, _row_ids(frame), sides, lists, label, fates, problems)
 
 # %% ../../nbs/21a_llm_formats.ipynb #memory-02
 def frame_in_memory(

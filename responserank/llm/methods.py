@@ -93,6 +93,8 @@ class ModelSettings:
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     checkpoint_steps: int = 0 # 0: no checkpoints
+    pooling: Literal["model", "mean"] = "model" # what the head reads; mean: of all tokens (chapter 24c)
+    head_first: bool = False # fit the head before the first step (chapter 24c)
 
 # %% ../../nbs/23_llm_methods.ipynb #cell-013
 @dataclass(frozen=True)
@@ -456,6 +458,8 @@ PRESETS = {
                  epochs=6, batch_size=64, gradient_accumulation_steps=1, learning_rate=1e-3, eval_tokens=4096),
     "small": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", max_length=1024, split_by="prompt",
                   epochs=3, batch_size=16, gradient_accumulation_steps=4, learning_rate=5e-5, gradient_checkpointing=False),
+    "encoder": dict(model="sentence-transformers/all-MiniLM-L6-v2", max_length=256, split_by="prompt", pooling="mean", head_first=True,
+                    epochs=3, batch_size=32, gradient_accumulation_steps=1, learning_rate=1e-5, eval_tokens=8192),
     "paper": dict(model="meta-llama/Llama-3.1-8B-Instruct", max_length=1024, test_size=2000, split_by="comparison",
                   epochs=3, batch_size=16, gradient_accumulation_steps=4, learning_rate=1.5e-5, bf16=True, gradient_checkpointing=True),
 }

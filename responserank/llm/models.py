@@ -8,7 +8,7 @@ __all__ = ['train_tokenizer', 'position_limit', 'load_tokenizer', 'load_model', 
            'save_classifier', 'load_classifier', 'score']
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-002
-import os, shutil, tempfile, warnings
+import contextlib, os, re, shutil, tempfile, warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,13 +18,15 @@ from ..metrics import accuracy, pearson_distance_correlation
 from ..settings import UserError
 from ..runs import progress
 from .batches import pad_right, share_among_devices
+from .encoders import add_mean_layer
 from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
-from .preferences import encode_texts, render_chat
+from .preferences import encode_chats, encode_texts
 from .tokenizers import carry_convention, own_padding
-from ..columns import find_column
-from .formats import frame_in_memory, unique_ids
-from ..tables import hub_error, read_table, silence_loggers, text_column
+from ..columns import ROLES, TEXT_ROLES, ReadOptions, read_options
+from ..files import read_json
+from .formats import TextsToScore, frame_in_memory, texts_to_score
+from ..tables import RowProblem, hub_error, location, problem_lines, raise_problems, read_table, silence_loggers
 if TYPE_CHECKING: import transformers # slow to load, and needed to build or load a model only
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
@@ -98,12 +100,26 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown: logging.enable_progress_bar()
 
+def _check_index(
+    name: str, # of a model; what is no local folder is left to the hub's library
+) -> None:
+    "Raise a `UserError` where a folder's list of weight files leads out of the folder, or to a pickle."
+    index = Path(name) / "model.safetensors.index.json"
+    if not index.is_file(): return
+    listed = read_json(index)
+    files = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(files, dict): raise UserError(f"{index}: no list of weights (weight_map)")
+    for weight, file in files.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(f"{index}: {weight} is said to be in {file!r}; only .safetensors files of the same folder are read")
+
 def _from_hub(
     load: Callable, # a `from_pretrained`
     name: str, # name on the hub, or a local folder
     **kwargs
 ) -> object: # what `load` returns
     "Return `load(name)`, without remote code; a failure is a one-line `UserError`."
+    _check_index(name)
     try:
         with silence_loggers("huggingface_hub"), _no_progress_bars(): return load(name, trust_remote_code=False, **kwargs)
     except Exception as e: # whatever the libraries raise: a broken folder alone gives five kinds
@@ -176,6 +192,7 @@ def load_model(
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.problem_type = "regression"
     _disable_cache(model)
+    if settings.pooling == "mean": add_mean_layer(model)
     if isinstance(getattr(model, "score", None), torch.nn.Linear): model.score.__class__ = _RewardHead
     for m in model.modules():
         if isinstance(m, torch.nn.Dropout): m.p = settings.dropout
@@ -257,40 +274,87 @@ def score_tokens(
     return rewards.numpy()[[place[k] for k in keys]]
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-024
+def _too_long(ids: list, model) -> list[tuple]: # position, length
+    "Return the texts that are longer than a model has positions for."
+    limit = position_limit(model.config)
+    return [(i, len(t)) for i, t in enumerate(ids) if limit and len(t) > limit]
+
+def _beyond(length: int, model) -> str:
+    return f"{length} tokens, and the model has positions for {position_limit(model.config)}"
+
 def score_texts(
     model: "transformers.PreTrainedModel", # a one-output sequence classifier
     tokenizer: "transformers.PreTrainedTokenizerBase",
     texts: Sequence, # (n,) strings, (prompt, completion) pairs, or lists of messages
+    template: str = "", # how they are written (`encode_chats`): chat, join or none; "": as the tokenizer says
+    separator: str | None = None, # between messages that are joined
     **kwargs # of `score_tokens`
 ) -> np.ndarray: # (n,) rewards: only differences between answers to one prompt mean anything
     "Compute the rewards of texts, pairs or conversations."
     pairs = [t if isinstance(t, tuple) else ("", t) if isinstance(t, str) else (list(t), []) for t in texts]
-    ids = encode_texts([render_chat(p, c, tokenizer) for p, c in pairs], tokenizer)
+    ids = encode_chats(pairs, tokenizer, template, separator)
+    for i, length in _too_long(ids, model): raise UserError(f"text {i + 1}: {_beyond(length, model)}")
     return score_tokens(model, ids, tokenizer.pad_token_id, **kwargs)
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-s028
-_SIDES = {("chosen", "rejected"): ("reward_chosen", "reward_rejected"), ("completion_a", "completion_b"): ("reward_a", "reward_b"),
-         ("completion",): ("reward",), ("text",): ("reward",)}
+_REWARDS = {"chosen": "reward_chosen", "rejected": "reward_rejected", "completion_a": "reward_a", "completion_b": "reward_b"}
+
+def _without_bad_rows(
+    found: TextsToScore,
+    ids: list, # token ids of its texts
+    model,
+    name: str, # of the file, for messages
+    options: ReadOptions,
+    lines: list[int] | None, # of the file, at which the rows begin
+) -> np.ndarray: # (texts,) bool: those of good rows
+    "Refuse a table with bad rows, or leave them out."
+    texts = found.texts
+    problems = found.problems + [RowProblem(int(texts.row[i]), texts.column[i], _beyond(length, model)) for i, length in _too_long(ids, model)]
+    if options.bad_rows == "refuse": raise_problems(problems, name, lines, "; --bad-rows drop leaves them out")
+    good = ~texts.row.isin({p.row for p in problems}).to_numpy()
+    if not good.any(): raise UserError(f"{name}: " + (f"every row is bad; the first: {problem_lines(problems, name, lines)[0]}" if problems
+                                                      else "there are no rows"))
+    found.problems = problems
+    return good
+
+def _scored_texts(
+    found: TextsToScore,
+    kept: pd.DataFrame, # texts that were scored, with `reward`
+) -> pd.DataFrame:
+    "Arrange the rewards of texts as a table."
+    if found.sides:
+        wide = kept.pivot(index="row", columns="column", values="reward")
+        scored = pd.DataFrame({"id": [found.ids[r] for r in wide.index]} | {_REWARDS[s]: wide[s].to_numpy() for s in found.sides})
+        return scored.assign(difference=wide[found.sides[0]].to_numpy() - wide[found.sides[1]].to_numpy())
+    ids = pd.Series([found.ids[r] for r in kept.row])
+    scored = pd.DataFrame(dict(id=ids, reward=kept.reward.to_numpy()))
+    if not found.lists and not ids.duplicated().any(): return scored
+    number = kept.number.to_numpy() if found.lists and not pd.Series(found.ids).duplicated().any() else ids.groupby(ids).cumcount() + 1
+    scored.insert(1, "response", number)
+    return scored.assign(best=scored.index.isin(scored.groupby("id")["reward"].idxmax()))
 
 def score_table(
     model: "transformers.PreTrainedModel", # a one-output sequence classifier
     tokenizer: "transformers.PreTrainedTokenizerBase",
-    frame: pd.DataFrame, # a row per text, pair or comparison
+    frame: pd.DataFrame, # a row per text, list of responses, pair or comparison
     name: str = "the data", # of the file, for messages
+    options: ReadOptions | None = None, # what is said about its columns
+    template: str = "", # as for `score_texts`, and so is the next
+    separator: str | None = None,
     **kwargs # of `score_tokens`
-) -> pd.DataFrame: # id, the rewards and, for two sides, their difference
+) -> pd.DataFrame: # id, the rewards and, for two sides, their difference; in `attrs` the columns' fates, bad rows and verdicts
     "Compute the rewards of the texts of a table."
-    sides = next((s for s in _SIDES if set(s) <= set(frame)), None)
-    if sides is None:
-        raise UserError(f"{name}: no texts to score; it should have text, or completion, or chosen and rejected, "
-                        f"or completion_a and completion_b, and it has {', '.join(map(str, frame))}")
-    prompt = None if sides == ("text",) else find_column(frame.columns, "prompt")
-    prompts = [""] * len(frame) if prompt is None else text_column(frame, prompt, name, empty=True)
-    pairs = [pair for side in sides for pair in zip(prompts, text_column(frame, side, name))]
-    ids = encode_texts([render_chat(p, c, tokenizer) for p, c in pairs], tokenizer)
-    rewards = score_tokens(model, ids, tokenizer.pad_token_id, **kwargs).reshape(len(sides), -1)
-    scored = pd.DataFrame({"id": unique_ids(frame, name)} | dict(zip(_SIDES[sides], rewards)))
-    return scored.assign(difference=rewards[0] - rewards[1]) if len(sides) == 2 else scored
+    options = options or read_options()
+    found = texts_to_score(frame, name, options)
+    ids = encode_chats(list(zip(found.texts.prompt, found.texts.completion)), tokenizer, template, separator)
+    good = _without_bad_rows(found, ids, model, name, options, frame.attrs.get("lines"))
+    rewards = score_tokens(model, [i for i, g in zip(ids, good) if g], tokenizer.pad_token_id, **kwargs)
+    kept = found.texts[good].reset_index(drop=True).assign(reward=rewards)
+    scored = _scored_texts(found, kept)
+    label = found.label[sorted(kept.row.unique())] if found.sides else np.zeros(0)
+    scored.attrs = dict(columns=found.fates, label=label.tolist(), sides=list(found.sides), left_out=len({p.row for p in found.problems}),
+                        bad_rows=problem_lines(found.problems, name, frame.attrs.get("lines"), most=len(found.problems)))
+    return scored
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-028
 def evaluate_rewards(
@@ -343,15 +407,77 @@ def save_classifier(
         os.replace(Path(part) / "model", folder)
     return folder
 
+# %% ../../nbs/25a_llm_models.ipynb #62d32a86
+def _names(weights: Sequence[str]) -> str: # "score.weight, … (12 in all)"
+    return ", ".join(sorted(weights)[:3]) + (f", … ({len(weights)} in all)" if len(weights) > 3 else "")
+
+def _check_weights(
+    model: "transformers.PreTrainedModel",
+    missing: Iterable[str], # weights that were in none of the files
+    extra: Iterable[str], # weights that the model has no place for
+    name: str, # of the model, for messages
+) -> None:
+    "Raise a `UserError` for a model with weights that are missing, left over or not finite."
+    missing, layers = list(missing), [k for k in extra if re.search(r"\b(layers?|h|blocks?)\.\d+\.", k)]
+    if missing: raise UserError(f"model {name!r}: its files lack {_names(missing)}; the rewards would be random")
+    if layers: raise UserError(f"model {name!r}: its files have layers that its config.json leaves out: {_names(layers)}")
+    odd = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if odd: raise UserError(f"model {name!r}: weights that are not finite numbers: {_names(odd)}; did its training diverge?")
+
+def _load_complete(name: str, **kwargs) -> tuple: # model, missing weights, weights left over
+    "Load a classifier with one output, and say which weights were missing or left over."
+    from transformers import AutoModelForSequenceClassification
+    with silence_loggers("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
+        model, info = _from_hub(AutoModelForSequenceClassification.from_pretrained, name, use_safetensors=True, output_loading_info=True, **kwargs)
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+
+# %% ../../nbs/25a_llm_models.ipynb #d640bd04
+def _adapter_base(name: str) -> str | None: # None: it is no adapter
+    "Return the base model of a folder of low-rank corrections."
+    from transformers.utils import find_adapter_config_file
+    file = None
+    with contextlib.suppress(Exception), silence_loggers("huggingface_hub"): file = find_adapter_config_file(name)
+    if file is None: return None
+    base = read_json(file)
+    base = base.get("base_model_name_or_path") if isinstance(base, dict) else None
+    if not isinstance(base, str) or not base: raise UserError(f"{file}: it names no base model (base_model_name_or_path)")
+    return base
+
+def _load_adapter(
+    name: str, # a folder, or a name on the hub
+    base: str, # its base model
+    tokenizer, # its length sizes the embeddings
+) -> "transformers.PreTrainedModel":
+    "Return a base model with low-rank corrections and a trained head."
+    from peft import PeftModel
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+    file = _from_hub(lambda name, **_: cached_file(name, "adapter_model.safetensors"), name)
+    with safe_open(file, "pt") as weights: trained = {k.removeprefix("base_model.model.") for k in weights.keys()}
+    model, missing, extra = _load_complete(base, num_labels=1, dtype=torch.float32)
+    _check_weights(model, missing - trained, extra, name)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings: model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = _from_hub(lambda name, **_: PeftModel.from_pretrained(model, name), name)
+    _check_weights(model, [], [], name)
+    return model.eval()
+
 def load_classifier(
-    folder: str | Path, # as `save_classifier` left it, a run's folder, or any reward model of one output
+    folder: str | Path, # as `save_classifier` left it, a run's folder, a LoRA folder, or any reward model of one output
 ) -> tuple: # model, tokenizer
-    "Return a saved reward model and its tokenizer."
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    "Return a saved reward model and its tokenizer; weights that are missing or not finite are an error."
+    from transformers import AutoConfig, AutoTokenizer
     name = str(Path(folder) / "model" if (Path(folder) / "model" / "config.json").exists() else folder)
-    _check_reward_head(_from_hub(AutoConfig.from_pretrained, name), name, trained=True)
-    model = _from_hub(AutoModelForSequenceClassification.from_pretrained, name, use_safetensors=True)
-    tokenizer = _with_padding(_from_hub(AutoTokenizer.from_pretrained, name), name, model.config)
+    base = _adapter_base(name)
+    if base is None:
+        _check_reward_head(_from_hub(AutoConfig.from_pretrained, name), name, trained=True)
+        model, missing, extra = _load_complete(name)
+        _check_weights(model, missing, extra, name)
+        tokenizer = _from_hub(AutoTokenizer.from_pretrained, name)
+    else:
+        own = not Path(name).is_dir() or (Path(name) / "tokenizer_config.json").exists()
+        tokenizer = _from_hub(AutoTokenizer.from_pretrained, name if own else base)
+        model = _load_adapter(name, base, tokenizer)
+    tokenizer = _with_padding(tokenizer, name, model.config)
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _disable_cache(model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
@@ -361,11 +487,19 @@ def score(
     model: object, # a model folder, a run's folder, a name on the hub, a result of `train`, or (model, tokenizer)
     data: object, # a list of texts, (prompt, completion) pairs or conversations; or rows: a path, a data frame, a list of dicts
     tokens: int = 4096, # tokens per batch, padding included
+    *,
+    template: str = "", # how texts are written: "chat", "join" or "none" (chapter 21b); "": as the model's folder says
+    separator: str | None = None, # between messages that are joined; None: blank lines
+    columns: str | dict = "", # what the columns of rows hold: "prompt=Question completion=Answer"
+    values: str | dict = "", # what the values of a vote mean: "left=A right=B same=tie"
+    ignore: str | Sequence[str] = "", # columns that are left out on purpose
+    bad_rows: str = "refuse", # or "drop": leave out rows that can't be scored; they are in the table's `attrs["bad_rows"]`
 ) -> np.ndarray | pd.DataFrame: # (n,) rewards of a list of texts; a table of rewards of rows
     "Compute rewards; only differences between answers to one prompt mean anything."
     if hasattr(model, "tokenizer") and hasattr(model, "model"): model = model.model, model.tokenizer
     loaded, tokenizer = model if isinstance(model, tuple) else load_classifier(model)
     if isinstance(data, (list, tuple)) and not all(isinstance(row, dict) for row in data):
-        return score_texts(loaded, tokenizer, data, tokens=tokens)
+        return score_texts(loaded, tokenizer, data, template, separator, tokens=tokens)
     frame, name = (read_table(data), str(data)) if isinstance(data, (str, Path)) else frame_in_memory(data)
-    return score_table(loaded, tokenizer, frame, name, tokens=tokens)
+    options = read_options(columns, values, ignore, bad_rows, ROLES | TEXT_ROLES)
+    return score_table(loaded, tokenizer, frame, name, options, template, separator, tokens=tokens)

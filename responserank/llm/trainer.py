@@ -19,13 +19,15 @@ from ..runs import Claim, claim_run, flatten_keys, group_name, interruptible, er
 from ..processes import run_parallel
 from ..settings import UserError, check_name, check_seed
 from ..files import content_hash, git_state, read_json, repo_root, rng, library_versions, write_csv, write_json
-from .batches import LOSS_COLUMN, RankingBatchSampler, cohesion, distributed_rank
-from .methods import Settings, resolve_settings
+from .batches import LOSS_COLUMN, PreferenceCollator, RankingBatchSampler, cohesion, distributed_rank
+from .encoders import fit_head, head_features, set_head
+from .methods import LOSSES, Settings, resolve_settings
 from .models import (evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier,
                                      score_texts)
 from .preferences import to_messages, describe_comparisons, prepare_rows, report_table, train_test_split, tokenize
 from .strength import add_strengths, save_loss_parameters, starting_parameters
 from .data import OpenedData, first_comparison, open_data, own_test_report, report_lines, resolve_path, write_dropped
+from .model_card import write_model_card
 from .rewardbench import RewardBench, bench_report, check_measured, flat_measures, read_benches
 if TYPE_CHECKING: # loaded where they are used: reading data should not wait for them
     import matplotlib.pyplot as plt
@@ -256,6 +258,25 @@ def _batch_report(
     kept = cohesion(ranking, order, s.scope_size)
     return report | dict(avg_fragment_size=kept["mean_fragment_size"], **kept)
 
+# %% ../../nbs/25c_llm_trainer.ipynb #head-first-01
+def _fit_head_first(
+    trainer: "RankingTrainer", # its model's head is changed, and the loss's own parameters
+    ready: Prepared,
+) -> None:
+    "Fit the head on fixed features by the method's loss, before the first step."
+    s, pad = ready.settings, ready.tokenizer.pad_token_id
+    rows = [dict(row, chosen_ids=[0], rejected_ids=[0]) for row in trainer.train_dataset]
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in PreferenceCollator(pad)(rows).items()}
+    sides = [tuple(row[k]) for k in ("chosen_ids", "rejected_ids") for row in trainer.train_dataset]
+    number = {text: i for i, text in enumerate(dict.fromkeys(sides))}
+    chosen, rejected = torch.tensor([number[text] for text in sides]).reshape(2, -1)
+    features = head_features(trainer.model, list(number), pad)
+    own = trainer.loss_parameters
+    loss = lambda d, extra: LOSSES[s.loss](d, batch | (dict(extra=extra) if len(extra) else {}), s)
+    fit = fit_head(features, chosen, rejected, ready.rows.prompt_id.to_numpy(), loss, None if own is None else own.detach())
+    set_head(trainer.model, fit)
+    if own is not None: own.data.copy_(fit.extra)
+
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-030
 def _fit_prepared(
     ready: Prepared,
@@ -269,6 +290,7 @@ def _fit_prepared(
     kept, start, first = folder / "checkpoints", time.time(), distributed_rank()[0] == 0
     trainer, last = _make_trainer(ready, kept, seed, model_seed, callbacks), last_checkpoint(kept)
     if ready.settings.checkpoint_steps and first: _note_origin(kept, last)
+    if ready.settings.head_first and not last: _fit_head_first(trainer, ready)
     trainer.train(resume_from_checkpoint=last)
     if trainer.rewards is None: trainer.evaluate()
     if not all(np.isfinite(r).all() for r in trainer.rewards):
@@ -451,11 +473,12 @@ def _same_everywhere(
 def _save_trained(
     result: Result, # of `_fit_prepared`
 ) -> None:
-    "Save the trained model in the run's folder; weights that are spread over devices are collected first."
+    "Save the trained model and its card in the run's folder; weights that are spread over devices are collected first."
     trainer, (model, tokenizer) = result.trainer, result.trained
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
     if distributed_rank()[0]: return
     save_classifier(model, tokenizer, result.folder / "model", weights)
+    write_model_card(result.folder / "model", result.metrics)
     own = trainer.loss_parameters
     if own is not None: save_loss_parameters(own, trainer.settings.loss, result.folder / "model")
 
