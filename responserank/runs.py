@@ -6,7 +6,7 @@
 __all__ = ['NOT_HASHED', 'HEARTBEAT_SECONDS', 'EXPIRY_SECONDS', 'PROGRESS_SECONDS', 'ATTEMPT_VARIABLE', 'REPEATED_SIGNAL_SECONDS',
            'group_name', 'run_folder', 'run_status', 'seconds_since_heartbeat', 'attempt_at_work', 'tidy_run',
            'Interrupted', 'error_line', 'Claim', 'claim_run', 'defer_signals', 'in_kernel', 'die_with_parent',
-           'interruptible', 'flatten_keys', 'resolve_status', 'run_folders', 'collect_runs', 'ProgressBar', 'progress']
+           'interruptible', 'flatten_keys', 'resolve_status', 'run_folders', 'ProgressBar', 'progress']
 
 # %% ../nbs/04c_runs.ipynb #cell-002
 import contextlib, ctypes, hashlib, json, math, os, re, select, shutil, signal
@@ -14,7 +14,6 @@ import socket, sys, threading, time, typing, uuid, warnings, weakref
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from tqdm.std import tqdm
 from .settings import UserError
@@ -509,23 +508,6 @@ def run_folders(
     root = Path(root)
     if not root.is_dir(): raise UserError(f"{root}: no such folder of runs")
     return sorted({p.parent for name in ("metrics.json", "claim-*.json") for p in root.glob(f"*/*/*/{name}")})
-
-def _row(folder, root):
-    status, metrics = resolve_status(folder)
-    parts = folder.relative_to(root).parts
-    guess = dict(zip(("group", "fraction", "seed"), parts)) if len(parts) == 3 else {}
-    for key, kind in (("fraction", float), ("seed", int)):
-        with contextlib.suppress(ValueError, KeyError): guess[key] = kind(guess[key])
-    if "group" in guess: guess["method"] = guess["group"].rpartition("-")[0]
-    return {"run": "/".join(parts), **guess, **flatten_keys(metrics), "status": status}
-
-def collect_runs(
-    root: str | Path, # a folder such as runs/
-) -> pd.DataFrame: # one row per run folder, sorted; empty table if there are none
-    "Read all runs below a folder into one table."
-    first = ["run", "status", "method", "preset", "data", "fraction", "seed", "group", "error"]
-    rows = pd.DataFrame([_row(folder, Path(root)) for folder in run_folders(root)])
-    return rows.reindex(columns=[*first, *(c for c in rows.columns if c not in first)])
 
 # %% ../nbs/04c_runs.ipynb #cell-065
 class _NotebookLine:

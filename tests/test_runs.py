@@ -22,7 +22,7 @@ import pytest
 import waiting
 
 from responserank import files, runs
-from responserank.runs import Interrupted, claim_run, collect_runs, group_name, interruptible, run_folder, run_status
+from responserank.runs import Interrupted, claim_run, flatten_keys, group_name, interruptible, resolve_status, run_folder, run_folders, run_status
 from responserank.settings import UserError, check_name, coerce, parse_overrides, with_overrides
 from responserank.files import canonical_json, content_hash, derive_seed, git_state, read_json, rng, write_csv, write_json, write_text
 
@@ -467,12 +467,13 @@ def test_killed_run_is_redone_at_once(tmp_path):
 @linux
 def test_reader_marks_dead_claims(tmp_path):
     worker = start(tmp_path / "bt-0" / "0.5" / "2")
-    assert list(collect_runs(tmp_path).status) == ["running"]
+    folder, = run_folders(tmp_path)
+    assert resolve_status(folder)[0] == "running"
     worker.kill()
     worker.wait()
-    row = collect_runs(tmp_path).iloc[0]
-    assert (row.status, row.error, row.method, row.fraction, row.seed) == ("interrupted", "its worker died", "bt", 0.5, 2)
-    assert read_json(tmp_path / "bt-0/0.5/2/metrics.json")["status"] == "interrupted"
+    status, known = resolve_status(folder)
+    assert (status, known["error"]) == ("interrupted", "its worker died")
+    assert read_json(folder / "metrics.json")["status"] == "interrupted"
 
 
 @linux
@@ -588,23 +589,24 @@ def test_sigterm_to_the_kernel_interrupts(tmp_path):
 
 # ---- collecting ----------------------------------------------------------------------------------------------
 
-def test_collect_flattens_and_hides_nothing(tmp_path):
+def test_listing_hides_nothing(tmp_path):
     with claim_run(run_folder(tmp_path, "bt-00000000", 1.0, 42), facts={"method": "bt", "settings": {"epochs": 2}}) as claim:
         claim.finish({"fraction": 1.0, "seed": 42, "eval": {"accuracy": 0.7, "rewardbench_v2": {"math": 0.5}},
                       "data_report": [{"step": "draw"}]})
     write_text(run_folder(tmp_path, "rr_agree-00000000", 0.1, 1) / "metrics.json", "{")
     dead_claim(run_folder(tmp_path, "rr_agree-00000000", 0.1, 2), place=["elsewhere", None, None])
     run_folder(tmp_path, "rr_agree-00000000", 0.1, 3).mkdir()
-    table = collect_runs(tmp_path).set_index("seed")
-    assert dict(table.status) == {42: "finished", 1: "corrupt", 2: "running"}
-    assert table.loc[42, "eval.rewardbench_v2.math"] == 0.5 and table.loc[42, "settings.epochs"] == 2
-    assert "not valid JSON" in table.loc[1, "error"] and table.loc[1, "method"] == "rr_agree" and table.loc[1, "fraction"] == 0.1
+    found = {folder.name: resolve_status(folder) for folder in run_folders(tmp_path)}
+    assert {name: status for name, (status, _) in found.items()} == {"42": "finished", "1": "corrupt", "2": "running"}
+    flat = flatten_keys(found["42"][1])
+    assert flat["eval.rewardbench_v2.math"] == 0.5 and flat["settings.epochs"] == 2 and "data_report" not in flat
+    assert "not valid JSON" in found["1"][1]["error"]
 
 
-def test_collect_nothing(tmp_path):
-    assert len(collect_runs(tmp_path)) == 0
+def test_listing_nothing(tmp_path):
+    assert run_folders(tmp_path) == []
     with pytest.raises(UserError, match="no such folder"):
-        collect_runs(tmp_path / "absent")
+        run_folders(tmp_path / "absent")
 
 
 def test_parse_overrides_keeps_text():

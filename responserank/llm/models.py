@@ -18,6 +18,7 @@ from ..metrics import accuracy, pearson_distance_correlation
 from ..settings import UserError
 from ..runs import progress
 from .batches import pad_right, share_among_devices
+from .encoders import add_mean_layer
 from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
 from .preferences import encode_chats, encode_texts
@@ -191,6 +192,7 @@ def load_model(
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.problem_type = "regression"
     _disable_cache(model)
+    if settings.pooling == "mean": add_mean_layer(model)
     if isinstance(getattr(model, "score", None), torch.nn.Linear): model.score.__class__ = _RewardHead
     for m in model.modules():
         if isinstance(m, torch.nn.Dropout): m.p = settings.dropout

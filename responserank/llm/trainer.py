@@ -17,10 +17,11 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..runs import Claim, claim_run, flatten_keys, group_name, interruptible, error_line, progress, run_folder
 from ..processes import run_parallel
-from ..settings import UserError, check_name
+from ..settings import UserError, check_name, check_seed
 from ..files import content_hash, git_state, read_json, repo_root, rng, library_versions, write_csv, write_json
-from .batches import LOSS_COLUMN, RankingBatchSampler, cohesion, distributed_rank
-from .methods import Settings, resolve_settings
+from .batches import LOSS_COLUMN, PreferenceCollator, RankingBatchSampler, cohesion, distributed_rank
+from .encoders import fit_head, head_features, set_head
+from .methods import LOSSES, Settings, resolve_settings
 from .models import (evaluate_rewards, load_classifier, load_model, load_tokenizer, predictions_table, save_classifier,
                                      score_texts)
 from .preferences import to_messages, describe_comparisons, prepare_rows, report_table, train_test_split, tokenize
@@ -60,6 +61,7 @@ def prepare_data(
     opened = data if isinstance(data, OpenedData) else open_data(data)
     (table, read), own_test = opened.load(), opened.test and opened.test.load()[0]
     settings = _fit_settings(settings, read)
+    _check_sizes(settings, len(table), own_test is not None)
     tokenizer = load_tokenizer(settings, _all_texts(table))
     table, tokenised = tokenize(table, tokenizer, settings.max_length)
     if own_test is None: train, test, halves = train_test_split(table, settings, rng(seed, "split"))
@@ -87,6 +89,25 @@ def _fit_settings(
     fixed = {k: read[k] for k in ("test_size", "split_by") if read.get(k) is not None}
     if settings.test_size is not None: fixed.pop("test_size", None)
     return replace(settings, **fixed)
+
+# %% ../../nbs/25c_llm_trainer.ipynb #69a59c48
+def _check_sizes(
+    settings: Settings, # fitted to the data
+    rows: int, # comparisons read
+    own_test: bool, # the test comparisons are not among them
+) -> None:
+    "Raise a `UserError` for numbers that are beyond the data."
+    s, usual = settings, resolve_settings(settings.method, settings.preset)
+    test = 0 if own_test else min(2000, rows // 5) if s.test_size is None else s.test_size
+    train = max(rows - test, 0)
+    kept = round(s.fraction * train)
+    if s.fraction < 1 and kept < min(s.batch_size, train, 4):
+        raise UserError(f"fraction={s.fraction:g} leaves {kept} of about {train} training comparisons, too few for a batch; "
+                        f"from {min(s.batch_size, train, 4) / max(train, 1):.2g} on there are enough")
+    for name in ("batch_size", "ranking_size", "cap"):
+        value = getattr(s, name)
+        if isinstance(value, int) and value > max(train, 1) and value != getattr(usual, name):
+            raise UserError(f"setting {name}={value} is beyond the data, which have about {train} training comparisons")
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-012
 def _chosen_rejected_rows(
@@ -237,6 +258,25 @@ def _batch_report(
     kept = cohesion(ranking, order, s.scope_size)
     return report | dict(avg_fragment_size=kept["mean_fragment_size"], **kept)
 
+# %% ../../nbs/25c_llm_trainer.ipynb #head-first-01
+def _fit_head_first(
+    trainer: "RankingTrainer", # its model's head is changed, and the loss's own parameters
+    ready: Prepared,
+) -> None:
+    "Fit the head on fixed features by the method's loss, before the first step."
+    s, pad = ready.settings, ready.tokenizer.pad_token_id
+    rows = [dict(row, chosen_ids=[0], rejected_ids=[0]) for row in trainer.train_dataset]
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in PreferenceCollator(pad)(rows).items()}
+    sides = [tuple(row[k]) for k in ("chosen_ids", "rejected_ids") for row in trainer.train_dataset]
+    number = {text: i for i, text in enumerate(dict.fromkeys(sides))}
+    chosen, rejected = torch.tensor([number[text] for text in sides]).reshape(2, -1)
+    features = head_features(trainer.model, list(number), pad)
+    own = trainer.loss_parameters
+    loss = lambda d, extra: LOSSES[s.loss](d, batch | (dict(extra=extra) if len(extra) else {}), s)
+    fit = fit_head(features, chosen, rejected, ready.rows.prompt_id.to_numpy(), loss, None if own is None else own.detach())
+    set_head(trainer.model, fit)
+    if own is not None: own.data.copy_(fit.extra)
+
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-030
 def _fit_prepared(
     ready: Prepared,
@@ -250,6 +290,7 @@ def _fit_prepared(
     kept, start, first = folder / "checkpoints", time.time(), distributed_rank()[0] == 0
     trainer, last = _make_trainer(ready, kept, seed, model_seed, callbacks), last_checkpoint(kept)
     if ready.settings.checkpoint_steps and first: _note_origin(kept, last)
+    if ready.settings.head_first and not last: _fit_head_first(trainer, ready)
     trainer.train(resume_from_checkpoint=last)
     if trainer.rewards is None: trainer.evaluate()
     if not all(np.isfinite(r).all() for r in trainer.rewards):
@@ -506,6 +547,7 @@ def train_once(
 ) -> Result:
     "Do a run once: claim it, train, evaluate and write its files, or read them where it is finished."
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
+    seed, model_seed = check_seed(seed), None if model_seed is None else check_seed(model_seed, "model_seed")
     settings = resolve_settings(method, preset, overrides)
     settings = replace(settings, fraction=fraction, model=resolve_path(settings.model))
     weights_seed = seed if model_seed is None else model_seed
