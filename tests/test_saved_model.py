@@ -334,6 +334,18 @@ def test_no_good_row_is_one_line(tiny, tmp_path):
     assert done.exit_code == 2 and "every row is bad; the first: " in done.stderr
 
 
+def test_what_the_template_leaves_out_is_a_bad_row(tiny, tmp_path):
+    said = [dict(role="user", content="question"), dict(role="assistant", content="good", tool_calls=[dict(name="look", arguments="{}")])]
+    done = run("score", tiny, lines(tmp_path / "x.jsonl", [dict(messages=CHATS[0]), dict(messages=said)]))
+    assert done.exit_code == 2 and "row 2, column 'messages': the model's chat template leaves out the messages' 'tool_calls'" in done.stderr
+
+
+def test_ids_of_a_published_shape_come_back(tiny, tmp_path):
+    row = dict(id=77, model_a="m", model_b="n", prompt='["question"]', response_a='["good"]', response_b='["bad"]', winner_model_a=0, winner_model_b=1, winner_tie=0)
+    done = run("score", tiny, lines(tmp_path / "x.jsonl", [row]))
+    assert done.exit_code == 0 and done.stdout.splitlines()[1].startswith("77,") and "on the preferred side" in done.stderr
+
+
 def test_a_split_is_scored_by_its_name(tiny, tmp_path):
     (tmp_path / "set").mkdir()
     for split in ("train", "test"): lines(tmp_path / f"set/{split}.jsonl", [dict(prompt="question", completion=split)])

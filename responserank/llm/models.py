@@ -21,7 +21,7 @@ from .batches import pad_right, share_among_devices
 from .encoders import add_mean_layer
 from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
-from .preferences import encode_chats, encode_texts
+from .preferences import encode_chats, encode_texts, field_left_out, to_messages
 from .tokenizers import carry_convention, own_padding
 from ..columns import ROLES, TEXT_ROLES, ReadOptions, read_options
 from ..files import read_json
@@ -346,6 +346,9 @@ def score_table(
     "Compute the rewards of the texts of a table."
     options = options or read_options()
     found = texts_to_score(frame, name, options)
+    for row, column, prompt, completion in zip(*(found.texts[c] for c in ("row", "column", "prompt", "completion"))):
+        if lost := field_left_out(to_messages(prompt, completion), tokenizer):
+            found.problems.append(RowProblem(int(row), column, f"the model's chat template leaves out the messages' {lost!r}"))
     ids = encode_chats(list(zip(found.texts.prompt, found.texts.completion)), tokenizer, template, separator)
     good = _without_bad_rows(found, ids, model, name, options, frame.attrs.get("lines"))
     rewards = score_tokens(model, [i for i, g in zip(ids, good) if g], tokenizer.pad_token_id, **kwargs)
