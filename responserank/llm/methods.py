@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 import pandas as pd
 from fastcore.basics import patch
-from ..settings import UserError, check_name, coerce, with_overrides
+from ..settings import UserError, check_name, coerce, shown, with_overrides
 
 # %% ../../nbs/23_llm_methods.ipynb #cell-005
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _read_types(
     "Read every field of a dataclass as its annotated type; a value that doesn't fit is a UserError."
     for name, kind in _types(type(settings)).items():
         try: object.__setattr__(settings, name, coerce(getattr(settings, name), kind))
-        except ValueError as e: raise UserError(f"setting {name}={getattr(settings, name)!r} should be {e}") from None
+        except ValueError as e: raise UserError(f"setting {name}={shown(getattr(settings, name))} should be {e}") from None
 
 # %% ../../nbs/23_llm_methods.ipynb #losses-02
 def _bt_loss(
@@ -193,11 +193,14 @@ _RANGES = {interval: names.split() for interval, names in {
     "[0, 1]": "slight_weight rank_noise drop_rank_fraction rank_weight",
     "[0, 1)": "validation warmup_ratio adam_beta1 adam_beta2 dropout lora_dropout",
     "[0, 0.5]": "label_smoothing",
-    "[1, inf)": """length_buckets ranking_size cap max_length test_size epochs batch_size gradient_accumulation_steps lora_r eval_tokens
-                   hidden_size num_layers num_heads intermediate_size""",
-    "[258, inf)": "vocab_size", # 256 bytes, the padding and the end
+    "[1, 2147483647]": "ranking_size cap max_length test_size epochs batch_size gradient_accumulation_steps eval_tokens",
+    "[1, 1000]": "length_buckets num_layers",
+    "[1, 65536]": "hidden_size num_heads lora_r",
+    "[1, 1048576]": "intermediate_size",
+    "[258, 1048576]": "vocab_size", # 256 bytes, the padding and the end
+    "[0, 2147483647]": "checkpoint_steps",
     "(0, inf)": "learning_rate adam_epsilon lora_alpha loss_scale",
-    "[0, inf)": "weight_decay max_grad_norm checkpoint_steps loss_learning_rate"}.items()}
+    "[0, inf)": "weight_decay max_grad_norm loss_learning_rate"}.items()}
 
 def _in_interval(
     value: float,
@@ -214,9 +217,10 @@ def _check_ranges(settings: object) -> None:
         for name in names:
             value = getattr(settings, name)
             if isinstance(value, (int, float)) and not _in_interval(value, interval):
-                raise UserError(f"setting {name}={value!r} is out of range, it should be in {interval}")
+                raise UserError(f"setting {name}={shown(value)} is out of range, it should be in {interval}")
 
 # %% ../../nbs/23_llm_methods.ipynb #cell-021
+_MOST_WEIGHTS = 2_000_000_000 # of a model from scratch
 _MODEL_SHAPE = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size") # of a model from scratch
 
 def _check_together(settings: Settings) -> None:
@@ -234,6 +238,9 @@ def _check_together(settings: Settings) -> None:
     if missing: raise UserError(f"setting model=scratch needs {', '.join(missing)}; preset tiny has them")
     if s.hidden_size % (2 * s.num_heads):
         raise UserError(f"setting hidden_size={s.hidden_size} should be a multiple of 2 × num_heads = {2 * s.num_heads}")
+    weights = s.vocab_size * s.hidden_size + s.num_layers * s.hidden_size * (4 * s.hidden_size + 3 * s.intermediate_size)
+    if weights > _MOST_WEIGHTS: raise UserError(f"setting model=scratch: a model of {weights:.1e} weights is too large to make here, "
+                                                f"at most {_MOST_WEIGHTS:.0e}; choose smaller hidden_size, num_layers or vocab_size")
 
 # %% ../../nbs/23_llm_methods.ipynb #cell-024
 @patch(as_prop=True)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from ..runs import (HEARTBEAT_SECONDS, EXPIRY_SECONDS, Interrupted, attempt_at_work, interruptible, error_line, progress,
                                run_folder, run_folders, run_status, resolve_status, seconds_since_heartbeat, tidy_run)
-from ..settings import UserError, check_name
+from ..settings import UserError, check_name, check_seed, shown
 from ..files import canonical_json, read_json, repo_root, write_json
 from .methods import METHODS, METHOD_ROWS, PRESETS, resolve_settings
 from .workers import CAN_FORK, Workers
@@ -44,10 +44,11 @@ def read_seeds(text: str | int | list) -> list[int]: # "0-9,42"
     "Read seeds: numbers and ranges, both ends included."
     found = []
     for word in split_words(str(text) if isinstance(text, int) else text):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
-        if not match: raise UserError(f"seeds: {word!r} is neither a number nor a range such as 0-9")
-        first, last = int(match[1]), int(match[2] or match[1])
+        match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", word)
+        if not match: raise UserError(f"seeds: {shown(word)} is neither a number below 2^32 nor a range such as 0-9")
+        first, last = check_seed(int(match[1]), "seeds"), check_seed(int(match[2] or match[1]), "seeds")
         if last < first: raise UserError(f"seeds: the range {word} is empty; did you mean {last}-{first}?")
+        if last - first >= 100_000: raise UserError(f"seeds: the range {word} has {last - first + 1:,} seeds, more than 100,000")
         found += range(first, last + 1)
     if not found: raise UserError("no seeds; for example --seeds 0-9")
     return list(dict.fromkeys(found))

@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..runs import Claim, claim_run, flatten_keys, group_name, interruptible, error_line, progress, run_folder
 from ..processes import run_parallel
-from ..settings import UserError, check_name
+from ..settings import UserError, check_name, check_seed
 from ..files import content_hash, git_state, read_json, repo_root, rng, library_versions, write_csv, write_json
 from .batches import LOSS_COLUMN, PreferenceCollator, RankingBatchSampler, cohesion, distributed_rank
 from .encoders import fit_head, head_features, set_head
@@ -61,6 +61,7 @@ def prepare_data(
     opened = data if isinstance(data, OpenedData) else open_data(data)
     (table, read), own_test = opened.load(), opened.test and opened.test.load()[0]
     settings = _fit_settings(settings, read)
+    _check_sizes(settings, len(table), own_test is not None)
     tokenizer = load_tokenizer(settings, _all_texts(table))
     table, tokenised = tokenize(table, tokenizer, settings.max_length)
     if own_test is None: train, test, halves = train_test_split(table, settings, rng(seed, "split"))
@@ -88,6 +89,25 @@ def _fit_settings(
     fixed = {k: read[k] for k in ("test_size", "split_by") if read.get(k) is not None}
     if settings.test_size is not None: fixed.pop("test_size", None)
     return replace(settings, **fixed)
+
+# %% ../../nbs/25c_llm_trainer.ipynb #69a59c48
+def _check_sizes(
+    settings: Settings, # fitted to the data
+    rows: int, # comparisons read
+    own_test: bool, # the test comparisons are not among them
+) -> None:
+    "Raise a `UserError` for numbers that are beyond the data."
+    s, usual = settings, resolve_settings(settings.method, settings.preset)
+    test = 0 if own_test else min(2000, rows // 5) if s.test_size is None else s.test_size
+    train = max(rows - test, 0)
+    kept = round(s.fraction * train)
+    if s.fraction < 1 and kept < min(s.batch_size, train, 4):
+        raise UserError(f"fraction={s.fraction:g} leaves {kept} of about {train} training comparisons, too few for a batch; "
+                        f"from {min(s.batch_size, train, 4) / max(train, 1):.2g} on there are enough")
+    for name in ("batch_size", "ranking_size", "cap"):
+        value = getattr(s, name)
+        if isinstance(value, int) and value > max(train, 1) and value != getattr(usual, name):
+            raise UserError(f"setting {name}={value} is beyond the data, which have about {train} training comparisons")
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-012
 def _chosen_rejected_rows(
@@ -527,6 +547,7 @@ def train_once(
 ) -> Result:
     "Do a run once: claim it, train, evaluate and write its files, or read them where it is finished."
     check_name(wandb_mode, WANDB_MODES, "wandb_mode")
+    seed, model_seed = check_seed(seed), None if model_seed is None else check_seed(model_seed, "model_seed")
     settings = resolve_settings(method, preset, overrides)
     settings = replace(settings, fraction=fraction, model=resolve_path(settings.model))
     weights_seed = seed if model_seed is None else model_seed
