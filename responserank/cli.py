@@ -131,8 +131,8 @@ def _score_command(model: str, file: str | None, rewardbench: str, out: str | No
     if rewardbench and any(v for v in written.values()): raise click.UsageError("--template and --separator are for a FILE, not for --rewardbench")
     from responserank.columns import ROLES, TEXT_ROLES, read_options
     options = read_options(**reading, roles=ROLES | TEXT_ROLES)
-    from responserank.tables import read_table
-    frame = read_table(file) if file else None
+    from responserank.tables import read_part
+    frame = read_part(file) if file else None
     from responserank.llm.rewardbench import requested_benchmarks, read_bench, results_table, rewardbench as evaluate
     benches = [read_bench(source) for source in requested_benchmarks(rewardbench, "")[0]]
     from responserank.llm.models import load_classifier, score_table

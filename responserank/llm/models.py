@@ -21,12 +21,12 @@ from .batches import pad_right, share_among_devices
 from .encoders import add_mean_layer
 from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
-from .preferences import encode_chats, encode_texts
+from .preferences import encode_chats, encode_texts, field_left_out, to_messages
 from .tokenizers import carry_convention, own_padding
 from ..columns import ROLES, TEXT_ROLES, ReadOptions, read_options
 from ..files import read_json
 from .formats import TextsToScore, frame_in_memory, texts_to_score
-from ..tables import RowProblem, hub_error, location, problem_lines, raise_problems, read_table, silence_loggers
+from ..tables import RowProblem, hub_error, problem_lines, raise_problems, read_part, silence_loggers
 if TYPE_CHECKING: import transformers # slow to load, and needed to build or load a model only
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
@@ -346,6 +346,9 @@ def score_table(
     "Compute the rewards of the texts of a table."
     options = options or read_options()
     found = texts_to_score(frame, name, options)
+    for row, column, prompt, completion in zip(*(found.texts[c] for c in ("row", "column", "prompt", "completion"))):
+        if lost := field_left_out(to_messages(prompt, completion), tokenizer):
+            found.problems.append(RowProblem(int(row), column, f"the model's chat template leaves out the messages' {lost!r}"))
     ids = encode_chats(list(zip(found.texts.prompt, found.texts.completion)), tokenizer, template, separator)
     good = _without_bad_rows(found, ids, model, name, options, frame.attrs.get("lines"))
     rewards = score_tokens(model, [i for i, g in zip(ids, good) if g], tokenizer.pad_token_id, **kwargs)
@@ -438,8 +441,10 @@ def _adapter_base(name: str) -> str | None: # None: it is no adapter
     file = None
     with contextlib.suppress(Exception), silence_loggers("huggingface_hub"): file = find_adapter_config_file(name)
     if file is None: return None
-    base = read_json(file)
-    base = base.get("base_model_name_or_path") if isinstance(base, dict) else None
+    said = read_json(file)
+    if not isinstance(said, dict) or said.get("peft_type") != "LORA" or said.get("megatron_config"):
+        raise UserError(f"{file}: only plain LoRA corrections are read (peft_type LORA, without megatron_config)")
+    base = said.get("base_model_name_or_path")
     if not isinstance(base, str) or not base: raise UserError(f"{file}: it names no base model (base_model_name_or_path)")
     return base
 
@@ -500,6 +505,6 @@ def score(
     loaded, tokenizer = model if isinstance(model, tuple) else load_classifier(model)
     if isinstance(data, (list, tuple)) and not all(isinstance(row, dict) for row in data):
         return score_texts(loaded, tokenizer, data, template, separator, tokens=tokens)
-    frame, name = (read_table(data), str(data)) if isinstance(data, (str, Path)) else frame_in_memory(data)
+    frame, name = (read_part(data), str(data)) if isinstance(data, (str, Path)) else frame_in_memory(data)
     options = read_options(columns, values, ignore, bad_rows, ROLES | TEXT_ROLES)
     return score_table(loaded, tokenizer, frame, name, options, template, separator, tokens=tokens)
