@@ -83,3 +83,13 @@ def test_decoders_are_refused():
     with pytest.raises(UserError, match="pooling=mean is for BERT"): add_mean_layer(llama)
     with pytest.raises(UserError, match="head_first is for encoders"): head_features(llama, [[5, 6], [5, 6]], 0)
     assert reward_head(llama) is llama.score
+
+
+def test_a_body_with_gaps_is_refused(encoder, tmp_path):
+    import shutil
+    from safetensors.torch import load_file, save_file
+    folder = shutil.copytree(encoder, tmp_path / "broken")
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if "layer.1" not in k}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    s = settings(folder)
+    with pytest.raises(UserError, match="lack .*layer.1.*random layers"): load_model(s, load_tokenizer(s), 0)

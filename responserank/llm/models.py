@@ -168,6 +168,17 @@ class _RewardHead(torch.nn.Linear):
         "Compute rewards from hidden states."
         with torch.autocast(hidden.device.type, enabled=False): return super().forward(hidden.to(self.weight.dtype))
 
+# %% ../../nbs/25a_llm_models.ipynb #load-complete
+def _names(weights: Sequence[str]) -> str: # "score.weight, … (12 in all)"
+    return ", ".join(sorted(weights)[:3]) + (f", … ({len(weights)} in all)" if len(weights) > 3 else "")
+
+def _load_complete(name: str, **kwargs) -> tuple: # model, missing weights, weights left over
+    "Load a classifier with one output, and say which weights were missing or left over."
+    from transformers import AutoModelForSequenceClassification
+    with silence_loggers("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
+        model, info = _from_hub(AutoModelForSequenceClassification.from_pretrained, name, use_safetensors=True, output_loading_info=True, **kwargs)
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+
 # %% ../../nbs/25a_llm_models.ipynb #cell-011
 def _disable_cache(model):
     "Set a model not to store keys and values, which only text generation needs."
@@ -185,8 +196,9 @@ def load_model(
     if settings.model == "scratch":
         return _disable_cache(AutoModelForSequenceClassification.from_config(_scratch_config(settings, tokenizer)))
     _check_reward_head(_from_hub(AutoConfig.from_pretrained, settings.model), settings.model)
-    model = _from_hub(AutoModelForSequenceClassification.from_pretrained, settings.model, num_labels=1,
-                     dtype=torch.float32, use_safetensors=True)
+    model, missing, _ = _load_complete(settings.model, num_labels=1, dtype=torch.float32)
+    if body := [name for name in missing if not re.search(r"\b(score|classifier|pooler)\b", name)]:
+        raise UserError(f"model {settings.model!r}: its files lack {_names(body)}; training would begin with random layers")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings: # a padding token that the model never reads
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -411,9 +423,6 @@ def save_classifier(
     return folder
 
 # %% ../../nbs/25a_llm_models.ipynb #62d32a86
-def _names(weights: Sequence[str]) -> str: # "score.weight, … (12 in all)"
-    return ", ".join(sorted(weights)[:3]) + (f", … ({len(weights)} in all)" if len(weights) > 3 else "")
-
 def _check_weights(
     model: "transformers.PreTrainedModel",
     missing: Iterable[str], # weights that were in none of the files
@@ -426,13 +435,6 @@ def _check_weights(
     if layers: raise UserError(f"model {name!r}: its files have layers that its config.json leaves out: {_names(layers)}")
     odd = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
     if odd: raise UserError(f"model {name!r}: weights that are not finite numbers: {_names(odd)}; did its training diverge?")
-
-def _load_complete(name: str, **kwargs) -> tuple: # model, missing weights, weights left over
-    "Load a classifier with one output, and say which weights were missing or left over."
-    from transformers import AutoModelForSequenceClassification
-    with silence_loggers("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
-        model, info = _from_hub(AutoModelForSequenceClassification.from_pretrained, name, use_safetensors=True, output_loading_info=True, **kwargs)
-    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
 
 # %% ../../nbs/25a_llm_models.ipynb #d640bd04
 def _adapter_base(name: str) -> str | None: # None: it is no adapter
