@@ -20,9 +20,11 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbdev.serve
 import sitecheck
 from execnb.nbio import mk_cell
+from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.processors import (FilterDefaults, add_fold, add_links, add_show_docs, clean_show_doc, exec_show_docs, mv_exports,
                               rm_export)
@@ -30,10 +32,13 @@ from notebooks import EXPORTS
 
 from responserank._modidx import d as modidx
 from responserank.docs import _described, _type_text
+from responserank.figures import PALETTE, theme
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLDOCS = str(Path(sys.executable).with_name("smalldocs"))
+ADDRESS = modidx["settings"]["doc_host"] + modidx["settings"]["doc_baseurl"]
 SOURCE = modidx["settings"]["git_url"] + f"/blob/{modidx['settings']['branch']}/"
+QUARTO_ONLY = {"execute.enabled is ignored: smalldocs runs no code", "format.html.grid is ignored"}  # what smalldocs need not know
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 MARK = re.compile(r"^# %% (?:\.\./)+(nbs/\S+\.ipynb) ", re.MULTILINE)
 BACKTICKS = re.compile(r"(?<![`\[\w])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
@@ -285,12 +290,40 @@ def claims_as_texts(page: Path) -> None:
     page.write_text(image.sub(described, page.read_text()))
 
 
+def draw_icons(folder: Path) -> None:
+    """Draw the site's icon and its picture for other sites in the package's own colors, from the front page's figure."""
+    folder.mkdir(parents=True)
+    with theme():
+        icon, ax = plt.subplots(figsize=(1, 1))
+        ax.bar(range(4), [4, 3, 2, 1], width=.8, color=[PALETTE["blue"]] * 3 + [PALETTE["orange"]])
+        ax.set_axis_off()
+        icon.savefig(folder / "favicon.png", dpi=64, bbox_inches=None, transparent=True)
+        social, ax = plt.subplots(figsize=(12, 6.3))
+        ax.imshow(plt.imread(ROOT / "results/figures/idea.png"))
+        ax.set_axis_off()
+        ax.set_position((.05, .03, .9, .72))
+        social.text(.05, .89, get_config().title, size=44, weight="bold", color=PALETTE["charcoal"])
+        social.text(.05, .8, get_config().description, size=19, color=PALETTE["charcoal"])
+        social.savefig(folder / "social.png", dpi=100, bbox_inches=None)
+        plt.close("all")
+
+
+def finish(site: Path) -> None:
+    """Name the one address of every page, which neither renderer does by itself."""
+    for page in site.rglob("*.html"):
+        text, at = page.read_text(), page.relative_to(site).as_posix()
+        if "site_libs" not in page.parts and 'rel="canonical"' not in text:
+            page.write_text(text.replace("</head>", f'<link rel="canonical" href="{ADDRESS}/{at}"></head>', 1))
+
+
 def process() -> Path:
     """Copy the site's sources into _proc, with the API of exported functions in the chapters."""
     shutil.rmtree(ROOT / "_proc", ignore_errors=True)
     nbdev.serve.FilterDefaults = Chapters
     proc = Path(nbdev.serve.proc_nbs(".", folder_re="nbs", force=True, n_workers=0))
     shutil.copy2(ROOT / "index.qmd", proc)
+    shutil.move(proc / "nbs/404.qmd", proc)  # a server looks for it at the top
+    draw_icons(proc / "nbs/icons")
     shutil.copytree(ROOT / "paper", proc / "paper", ignore=shutil.ignore_patterns("*.pdf"))
     claims_as_texts(proc / "paper/index.qmd")
     return proc
@@ -302,15 +335,15 @@ def render(proc: Path) -> None:
     subprocess.run([*command, str(proc)], check=True)
     shutil.rmtree(ROOT / "_docs", ignore_errors=True)
     shutil.move(proc / "_docs", ROOT / "_docs")
+    finish(ROOT / "_docs")
 
 
 def check(proc: Path) -> list:
     """List unknown options, broken links, and what else is wrong with the pages."""
     said = subprocess.run([SMALLDOCS, "check", str(proc)], capture_output=True, text=True)
     if said.returncode not in (0, 1): raise RuntimeError(said.stderr)
-    options = [line for line in said.stdout.splitlines() if line != "execute.enabled is ignored: smalldocs runs no code"]
-    settings = modidx["settings"]
-    return options + sitecheck.problems(ROOT / "_docs", settings["doc_host"] + settings["doc_baseurl"], SOURCE, ROOT)
+    options = [line for line in said.stdout.splitlines() if line not in QUARTO_ONLY]
+    return options + sitecheck.problems(ROOT / "_docs", ADDRESS, SOURCE, ROOT) + sitecheck.layout_problems(ROOT / "_docs")
 
 
 if __name__ == "__main__":
