@@ -31,7 +31,7 @@ from nbdev.processors import (FilterDefaults, add_fold, add_links, add_show_docs
 from notebooks import EXPORTS
 
 from responserank._modidx import d as modidx
-from responserank.docs import _described, _type_text
+from responserank.docs import _described, _field_notes, _type_text
 from responserank.figures import PALETTE, theme
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,13 +123,22 @@ def shown_default(about: dict) -> str:
     return "" if " object at 0x" in text else text if len(text) <= 60 else text[:57] + "…"
 
 
+def parameters(obj: object) -> dict:
+    """Read what a reader may pass: a function's parameters, a dataclass's or a named tuple's fields, or those of a class's own `__init__`."""
+    if hasattr(obj, "_fields"):
+        notes = _field_notes(obj)
+        return {k: dict(anno=obj.__annotations__[k], docment=notes.get(k)) | ({"default": obj._field_defaults[k]} if k in obj._field_defaults else {})
+                for k in obj._fields}
+    own = not inspect.isclass(obj) or dataclasses.is_dataclass(obj) or "__init__" in vars(obj) and not issubclass(obj, BaseException)
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return {stars.get(a.get("kind"), "") + k: a for k, a in _described(obj).items() if k not in ("self", "cls")} if own else {}
+
+
 def api(s: Symbol) -> str:
     """Write what a reader wants above the code: heading, source, signature, parameters with type, default and note, and what is returned."""
     obj = getattr(importlib.import_module(s.module), s.name)
-    about = {} if inspect.isclass(obj) and issubclass(obj, BaseException) else {k: v for k, v in _described(obj).items() if k not in ("self", "cls")}
+    about = parameters(obj)
     returned = about.pop("return", None) or {}
-    described = not inspect.isclass(obj) or dataclasses.is_dataclass(obj) or "__init__" in vars(obj) or hasattr(obj, "_fields")
-    if not described: about = {}
     names = [f"{k}={shown_default(a)}" if shown_default(a) else k for k, a in about.items()]
     kind = _type_text(returned.get("anno", inspect.Parameter.empty)) if not inspect.isclass(obj) else ""
     signature = f"{s.name}({', '.join(names)})" + (f" -> {kind}" if kind else "")
@@ -137,7 +146,7 @@ def api(s: Symbol) -> str:
              code_in(f"`{shown}`" if (shown := shown_default(a)) else ""), code_in(a["docment"])) for k, a in about.items()]
     if kind and kind != "None": rows.append(("returns", f"<code>{html.escape(kind)}</code>", "", code_in(returned.get("docment"))))
     text = [f"### `{s.name}` {{#{s.anchor}}}", f"[source]({s.source}){{.api-source}}"]
-    if described: text.append("```python\n" + "\n".join(textwrap.wrap(signature, 92, subsequent_indent="    ", break_long_words=False)) + "\n```")
+    if about or not inspect.isclass(obj): text.append("```python\n" + "\n".join(textwrap.wrap(signature, 92, subsequent_indent="    ", break_long_words=False)) + "\n```")
     if rows:
         body = "\n".join("<tr>" + "".join(f"<td>{' '.join(c.split())}</td>" for c in row) + "</tr>" for row in rows)
         head = "<tr><th>name</th><th>type</th><th>default</th><th>note</th></tr>"
@@ -343,7 +352,8 @@ def check(proc: Path) -> list:
     said = subprocess.run([SMALLDOCS, "check", str(proc)], capture_output=True, text=True)
     if said.returncode not in (0, 1): raise RuntimeError(said.stderr)
     options = [line for line in said.stdout.splitlines() if line not in QUARTO_ONLY]
-    return options + sitecheck.problems(ROOT / "_docs", ADDRESS, SOURCE, ROOT) + sitecheck.layout_problems(ROOT / "_docs")
+    pages = sitecheck.problems(ROOT / "_docs", ADDRESS, SOURCE, ROOT, texts=[ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+    return options + pages + sitecheck.layout_problems(ROOT / "_docs")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def problems(
     address: str, # of the published site, without a slash at the end; absolute links that start with it must resolve
     source: str = "", # start of the links to source files, up to the file's path in the repository
     repository: Path | None = None, # where those files are
+    texts: list = (), # Markdown files whose links into the site and to source files are checked as well
 ) -> list: # a line each
     """List what is wrong with the pages of a site."""
     site = Path(site).resolve()
@@ -80,6 +81,9 @@ def problems(
         if len(text.strip()) < SHORTEST and not page.redirect: say("empty page")
         for description in set(page.descriptions):
             if re.search(r"[*`]", description): say(f"raw markdown in the description: {description[:60]}")
+    for text in texts:
+        for link in dict.fromkeys(re.findall(r"\]\((https?://[^)\s]+)\)", text.read_text())):
+            if wrong := dead(link, site / "index.html", pages, site, address, source, repository, lines): found.append(f"{text.name}: {wrong}: {link}")
     return found
 
 

@@ -62,3 +62,10 @@ def test_an_empty_page_is_found_unless_it_leads_elsewhere(site):
     assert said(site) == ["d.html: empty page"]
     (site / "d.html").write_text('<html><head><meta http-equiv="refresh" content="0; url=index.html"></head><body></body></html>')
     assert said(site) == []
+
+
+def test_dead_links_of_a_readme_are_found(site):
+    readme = site.parent / "README.md"
+    readme.write_text("[a](https://example.org/site/b/c.html#there) [b](https://example.org/site/gone.html) [c](https://example.org/repo/blob/main/gone.md)")
+    assert sitecheck.problems(site, ADDRESS, SOURCE, site.parent, [readme]) == [
+        "README.md: dead link: https://example.org/site/gone.html", "README.md: dead source link: https://example.org/repo/blob/main/gone.md"]
