@@ -103,10 +103,17 @@ def _load_json(text: str, place: str) -> object: # place: names the line or file
     except RecursionError: raise UserError(f"{place}: lists or objects nested too deeply") from None
     except ValueError as e: raise UserError(f"{place}: {str(e).splitlines()[0]}") from None
 
+def _lines(text: str) -> Iterator[str]: # one at a time: all together would double the memory
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
 def _parse_jsonl(text: str, name: str) -> pd.DataFrame:
     "Parse one JSON object a line; blank lines are skipped. An error names up to ten lines."
     rows, lines, wrong = [], [], []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_lines(text), 1):
         if not line.strip(): continue
         try:
             row = _load_json(line, f"{name}, line {number}")
