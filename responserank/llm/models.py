@@ -34,7 +34,7 @@ _LONG_WORD, _PIECES = re.compile(r"\S{257}|\s{257}"), re.compile(r"\S{1,256}|\s{
 
 def _without_long_words(texts: Iterable[str]) -> Iterator[str]:
     "Yield texts; one with a word of more than 256 characters is cut, since training takes the square of a word's length."
-    for text in texts: yield from _PIECES.findall(text) if _LONG_WORD.search(text) else (text,)
+    for text in texts: yield from _PIECES.findall(text[:100_000]) if _LONG_WORD.search(text) else (text,)
 
 def train_tokenizer(
     texts: Iterable[str],

@@ -184,7 +184,7 @@ def _check_fields(
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cd665961
 _CHUNK = 1000 # sides that are written and encoded at a time
-_LONGEST_TOKEN = 512 # characters that one token stands for at most
+_LONGEST_TOKEN = 128 # characters that one token stands for, as a rule
 
 def _distinct_sides(table: pd.DataFrame) -> tuple[np.ndarray, list]: # (2, n) positions in the list; its (prompt, completion) pairs
     "Number the distinct sides of comparisons."
