@@ -171,7 +171,7 @@ def _looks_like(column: str) -> str | None: # a key of `ROLES`
     "Return what a column may hold, to judge by its name."
     key = _key(column)
     for role, names in _role_keys().items():
-        if key in names or any(_misspelled(key, n) for n in names): return role
+        if key in names or any(abs(len(key) - len(n)) < 2 and _misspelled(key, n) for n in names): return role
     return None
 
 @functools.cache
