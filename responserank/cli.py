@@ -131,8 +131,8 @@ def _score_command(model: str, file: str | None, rewardbench: str, out: str | No
     if rewardbench and any(v for v in written.values()): raise click.UsageError("--template and --separator are for a FILE, not for --rewardbench")
     from responserank.columns import ROLES, TEXT_ROLES, read_options
     options = read_options(**reading, roles=ROLES | TEXT_ROLES)
-    from responserank.tables import read_table
-    frame = read_table(file) if file else None
+    from responserank.tables import read_part
+    frame = read_part(file) if file else None
     from responserank.llm.rewardbench import requested_benchmarks, read_bench, results_table, rewardbench as evaluate
     benches = [read_bench(source) for source in requested_benchmarks(rewardbench, "")[0]]
     from responserank.llm.models import load_classifier, score_table
@@ -211,7 +211,7 @@ def _push(result, repo: str) -> str: # the model's page
 # %% ../nbs/90_command_line.ipynb #split-04
 @main.command("train")
 @click.argument("methods", metavar="METHOD...", nargs=-1, required=True)
-@click.option("--preset", default="tiny", help="tiny (CPU, offline), small (135 M parameters) or paper (8 B).")
+@click.option("--preset", default="tiny", help="tiny (CPU, offline), encoder (22 M parameters), small (135 M) or paper (8 B).")
 @click.option("--data", default="simulated", help="simulated, or a file, a folder, a data set on the hub.")
 @click.option("--fraction", type=float, default=1.0, help="Share of the training comparisons.")
 @click.option("--seed", type=int, default=42, help="Governs split, draw, dealing and noise.")
@@ -323,7 +323,7 @@ def _grid_options(command: Callable) -> Callable:
         click.option("--methods", required=True, help="Names or patterns, separated by commas; all: the sixty published ones."),
         click.option("--fractions", default="1", help="Shares of the training comparisons: 0.1,0.3,1."),
         click.option("--seeds", default="0-9", help="Numbers and ranges: 0-9,42."),
-        click.option("--preset", default="tiny", help="tiny, small or paper."),
+        click.option("--preset", default="tiny", help="tiny, encoder, small or paper."),
         click.option("--data", default="simulated", help="simulated, or a file, a folder, a data set on the hub."),
         click.option("--overrides", multiple=True, help="Settings to change; given several times, each is a point of the grid."),
         click.option("--test-data", default="", help="Test comparisons of your own: a file, a folder, NAME:split."),

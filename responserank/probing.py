@@ -83,6 +83,7 @@ def probe_table(
         if "rank_given" in table: given["rank_strength"] = ("rank_given", 1)
         out = out.assign(**{k: s * table[c].to_numpy(float) for k, (c, s) in given.items() if c in table}, m=np.nan, won=1., tied=0.,
                          person=table.annotator.to_numpy() if "annotator" in table else "")
+        if "strength" in table and "rank_given" not in table and (table.strength >= 0).all(): out["stated"] = table.strength.to_numpy(float)
         if "stratum_given" in table: out["column"] = table.stratum_given.to_numpy()
     kept = (sign != 0) & (out.chosen != out.rejected).to_numpy()
     return out[kept].reset_index(drop=True), list(texts)
@@ -97,12 +98,13 @@ def signal_columns(
     "Build what the losses of the panel read, from one signal."
     rank = table[f"rank_{signal}"].to_numpy(float)
     votes = signal == "votes"
-    strength = table.m.to_numpy() / max(table.m.mean(), 1e-12) if votes else strength_from_rank(rank, stratum)
+    stated = table.m.to_numpy() if votes else table.stated.to_numpy() if signal == "strength" and "stated" in table else None
+    strength = strength_from_rank(rank, stratum) if stated is None else stated / max(stated.mean(), 1e-12)
     ids = make_rankings(rank, stratum, ranking_size, allow_ties=ranking_size != "auto")
     column = lambda x: torch.tensor(np.array(x, float))
     found = dict(strength=column(strength), category=torch.tensor(signed_categories(strength_categories(strength))),
                  rank=arrange(rank, ids, ties="arbitrary"), won=column(table.won), tied=column(table.tied))
-    m = table.m.to_numpy() if votes else strength / strength.max()
+    m = table.m.to_numpy() if votes else strength / max(strength.max(), 1e-12)
     return found | dict(target=column((1 + m) / 2), mean_preference=column(m))
 
 def permute_signal(
@@ -113,7 +115,7 @@ def permute_signal(
 ) -> pd.DataFrame: # the same rows
     "Permute a signal within strata, with all that belongs to it."
     code = np.zeros(len(table), int) if stratum is None else pd.factorize(np.asarray(stratum))[0]
-    columns = [f"rank_{signal}", *(["m", "won", "tied"] if signal == "votes" else [])]
+    columns = [f"rank_{signal}", *dict(votes=["m", "won", "tied"], strength=["stated"] if "stated" in table else []).get(signal, [])]
     out, order = table.copy(), np.argsort(code, kind="stable")
     out.loc[out.index[order], columns] = table[columns].to_numpy()[np.lexsort((r.random(len(table)), code))]
     return out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE_SUFFIXES', 'location', 'RowProblem', 'problem_lines', 'raise_problems', 'BadCell', 'read_text', 'read_file',
            'silence_loggers', 'hub_error', 'is_held_out', 'choose_split', 'is_hub_name', 'missing_file', 'split_source',
-           'list_configs', 'read_table', 'require_columns', 'lines_of', 'check_run_table', 'format_ranges',
+           'list_configs', 'read_table', 'read_part', 'require_columns', 'lines_of', 'check_run_table', 'format_ranges',
            'is_missing', 'number_column', 'plain_cell', 'parse_cell', 'is_turns', 'text_column']
 
 # %% ../nbs/06_tables.ipynb #cell-002
@@ -396,6 +396,14 @@ def read_table(
         return _load_hub_dataset(str(path), config, split) if _has_configs(path) else _read_folder(path, config, split)
     if is_hub_name(str(source)): return _load_hub_dataset(str(source), config, split)
     raise missing_file(path)
+
+def read_part(
+    source: str | Path, # as for `read_table`, or "NAME:split"
+) -> pd.DataFrame:
+    "Read a table, or the split of it that its name says."
+    name, split = split_source(source)
+    if split and Path(name).is_file(): raise UserError(f"{name} is one file and has no splits; leave ':{split}' out")
+    return read_table(name, split=split)
 
 def _has_configs(folder: Path) -> bool:
     readme = folder/"README.md"

@@ -57,10 +57,9 @@ def test_every_table_has_the_published_cells(rebuilt):
 
 def test_twice_is_the_same(rebuilt, tmp_path):
     some = "forest,synthetic_kendall,rl_control_curves_merge,test_accuracy_*,stats,significance"
-    for name in ("a", "b"):
-        paper.rebuild_paper(tmp_path / name, some, results=tmp_path / "none", data=tmp_path / "none", dpi=60, workers=1 + (name == "b"))
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert all(files(rebuilt[0])[f] == b for f, b in files(tmp_path / "a").items() if f.startswith(("figures", "tables", "stats")))
+    paper.rebuild_paper(tmp_path, some, results=tmp_path / "none", data=tmp_path / "none", dpi=60, workers=1)
+    again = {f: b for f, b in files(tmp_path).items() if f.startswith(("figures", "tables", "stats"))}
+    assert len(again) > 10 and again.items() <= files(rebuilt[0]).items()
 
 
 def test_only_keeps_the_other_lines_of_the_manifest(rebuilt):

@@ -59,6 +59,10 @@ def test_the_whole_run(peft, paper, made):
     chose_a = [binarized.chosen[i][-1]["content"] == texts.completion_a[i] for i in p.index]
     assert (p.label == np.where(chose_a, 1, -1)).all()
 
+    # padding is the end token, as published; the report and the card say which token is read
+    assert "read at the token before the closing one" in report["tokenise"]["note"]
+    assert "**before** the closing end token" in (result.folder / "model/README.md").read_text()
+
     # a fraction takes whole annotators
     sample = report["sample"]
     assert sample["by"] == "annotator" and sample["rows"] == round(0.5 * report["signal"]["rows"])

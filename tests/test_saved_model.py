@@ -77,6 +77,15 @@ def test_trl_evaluates_to_the_same_rewards(saved, tmp_path):
     np.testing.assert_allclose(rewards[:len(ours)], ours, atol=1e-5)
 
 
+def test_positions_of_an_encoder_limit_a_text(saved):
+    from transformers import AutoTokenizer
+    name, folder, _ = saved
+    limit = dict(tiny=256, bert=40, roberta=40).get(name, 131072)
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == limit
+    if limit > 300: return
+    with pytest.raises(UserError, match=f"text 2: .* and the model has positions for {limit}"): score(folder, ["a", "good " * 300])
+
+
 def test_padding_is_no_end_token():
     def llama(**more):
         from transformers import PreTrainedTokenizerFast
@@ -180,6 +189,15 @@ def test_a_folder_of_corrections_is_scored_on_its_base(tmp_path):
     made.config.get_text_config().pad_token_id = 4
     with torch.no_grad(): expected = [float(made(input_ids=torch.tensor([i])).logits[0, 0]) for i in ids]
     np.testing.assert_allclose(score(tmp_path / "lora", CHATS), expected, atol=1e-5)
+    said = json.loads((tmp_path / "lora/adapter_config.json").read_text())
+    for odd, says in ((dict(peft_type="XLORA"), "only plain LoRA"), (dict(megatron_config={}, megatron_core="antigravity"), ""),
+                      (dict(megatron_config=dict(a=1), megatron_core="antigravity"), "only plain LoRA"),
+                      (dict(base_model_name_or_path=None), "names no base model"), (dict(base_model_name_or_path="no/where"), "model no/where")):
+        (tmp_path / "lora/adapter_config.json").write_text(json.dumps(said | odd))
+        if says:
+            with pytest.raises(UserError, match=says): load_classifier(tmp_path / "lora")
+        else: load_classifier(tmp_path / "lora")
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps(said))
     (tmp_path / "lora/adapter_model.safetensors").rename(tmp_path / "lora/adapter_model.bin")
     with pytest.raises(UserError, match="adapter_model.safetensors"): load_classifier(tmp_path / "lora")
     from safetensors.torch import load_file, save_file
@@ -314,6 +332,27 @@ def test_columns_are_read_as_in_training(case, tiny, tmp_path):
 def test_no_good_row_is_one_line(tiny, tmp_path):
     done = run("score", tiny, lines(tmp_path / "x.jsonl", [dict(prompt="other", chosen=CHATS[0], rejected=CHATS[1])]), "--bad-rows", "drop")
     assert done.exit_code == 2 and "every row is bad; the first: " in done.stderr
+
+
+def test_what_the_template_leaves_out_is_a_bad_row(tiny, tmp_path):
+    said = [dict(role="user", content="question"), dict(role="assistant", content="good", tool_calls=[dict(name="look", arguments="{}")])]
+    done = run("score", tiny, lines(tmp_path / "x.jsonl", [dict(messages=CHATS[0]), dict(messages=said)]))
+    assert done.exit_code == 2 and "row 2, column 'messages': the model's chat template leaves out the messages' 'tool_calls'" in done.stderr
+
+
+def test_ids_of_a_published_shape_come_back(tiny, tmp_path):
+    row = dict(id=77, model_a="m", model_b="n", prompt='["question"]', response_a='["good"]', response_b='["bad"]', winner_model_a=0, winner_model_b=1, winner_tie=0)
+    done = run("score", tiny, lines(tmp_path / "x.jsonl", [row]))
+    assert done.exit_code == 0 and done.stdout.splitlines()[1].startswith("77,") and "on the preferred side" in done.stderr
+
+
+def test_a_split_is_scored_by_its_name(tiny, tmp_path):
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"): lines(tmp_path / f"set/{split}.jsonl", [dict(prompt="question", completion=split)])
+    done = run("score", tiny, f"{tmp_path / 'set'}:test")
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 2, done.output
+    done = run("score", tiny, f"{tmp_path / 'set/test.jsonl'}:test")
+    assert done.exit_code == 2 and "is one file and has no splits" in done.stderr
 
 
 def test_a_column_that_looks_like_another_is_refused(tiny, tmp_path):

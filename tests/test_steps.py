@@ -52,6 +52,18 @@ def test_two_processes_do_what_one_does(two, name):
             assert apart(found["gradient"], one["gradient"]) > 0.5
 
 
+@pytest.mark.parametrize("name", P.OWN_PARAMETERS)
+def test_parameters_of_a_loss_are_the_same_on_two_processes(two, name):
+    if f"{name}/own" not in two[0]:  # weights spread over devices: refused in a line, see chapter 25b
+        return
+    n, rankings, _, settings = P.OWN_PARAMETERS[name]  # three steps
+    one = P.step(P.rows_of(n, rankings), settings | dict(eval_tokens=12))
+    assert (one["own"] != 0).all()
+    for found in two:
+        np.testing.assert_allclose(found[f"{name}/own"], one["own"], rtol=1e-5)
+        assert apart(found[f"{name}/gradient"], one["gradient"]) < 1e-6  # the loss's parameters are in single precision
+
+
 LAYOUT = dict(batch_size=16, gradient_accumulation_steps=4, loss_scope="step")
 
 

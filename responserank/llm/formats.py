@@ -728,7 +728,10 @@ def texts_to_score(
         texts, used, lists = _single_texts(frame, name, problems)
         sides, label, known, used = (), np.full(len(frame), np.nan), (), mapped | {c: r for c, r in used.items() if c in came}
     else:
-        frame, kind, used, published = said
+        origin, (frame, kind, used, published) = frame, said
+        own = find_column(origin.columns, "id") # a published shape may not need it, but who scores wants it back
+        if published and own and own not in used and len(origin) == len(frame):
+            frame, used = frame.assign(id=list(origin[own])), used | {own: "id"}
         sides, lists, known = ("chosen", "rejected") if kind == "pairs" else _SIDES, False, came if published else ()
         _conversation_problems(frame, name, sides, problems)
         if "left_out" in frame: problems += [RowProblem(i, None, str(w)) for i, w in enumerate(frame["left_out"]) if isinstance(w, str)]

@@ -93,8 +93,8 @@ class ModelSettings:
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     checkpoint_steps: int = 0 # 0: no checkpoints
-    pooling: Literal["model", "mean"] = "model" # what the head reads; mean: of all tokens (chapter 24c)
-    head_first: bool = False # fit the head before the first step (chapter 24c)
+    pooling: Literal["model", "mean"] = "model" # what the head reads; mean: of all tokens (chapter 24d)
+    head_first: bool = False # fit the head before the first step (chapter 24d)
 
 # %% ../../nbs/23_llm_methods.ipynb #cell-013
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from .batches import pad_right, share_among_devices
 from .encoders import add_mean_layer
 from .shared_prompts import Pass, plan_passes, score_rows
 from .methods import Settings, resolve_settings
-from .preferences import encode_chats, encode_texts
+from .preferences import encode_chats, encode_texts, field_left_out, to_messages
 from .tokenizers import carry_convention, own_padding
 from ..columns import ROLES, TEXT_ROLES, ReadOptions, read_options
 from ..files import read_json
 from .formats import TextsToScore, frame_in_memory, texts_to_score
-from ..tables import RowProblem, hub_error, location, problem_lines, raise_problems, read_table, silence_loggers
+from ..tables import RowProblem, hub_error, problem_lines, raise_problems, read_part, silence_loggers
 if TYPE_CHECKING: import transformers # slow to load, and needed to build or load a model only
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
@@ -174,6 +174,17 @@ class _RewardHead(torch.nn.Linear):
         "Compute rewards from hidden states."
         with torch.autocast(hidden.device.type, enabled=False): return super().forward(hidden.to(self.weight.dtype))
 
+# %% ../../nbs/25a_llm_models.ipynb #load-complete
+def _names(weights: Sequence[str]) -> str: # "score.weight, … (12 in all)"
+    return ", ".join(sorted(weights)[:3]) + (f", … ({len(weights)} in all)" if len(weights) > 3 else "")
+
+def _load_complete(name: str, **kwargs) -> tuple: # model, missing weights, weights left over
+    "Load a classifier with one output, and say which weights were missing or left over."
+    from transformers import AutoModelForSequenceClassification
+    with silence_loggers("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
+        model, info = _from_hub(AutoModelForSequenceClassification.from_pretrained, name, use_safetensors=True, output_loading_info=True, **kwargs)
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+
 # %% ../../nbs/25a_llm_models.ipynb #cell-011
 def _disable_cache(model):
     "Set a model not to store keys and values, which only text generation needs."
@@ -191,8 +202,9 @@ def load_model(
     if settings.model == "scratch":
         return _disable_cache(AutoModelForSequenceClassification.from_config(_scratch_config(settings, tokenizer)))
     _check_reward_head(_from_hub(AutoConfig.from_pretrained, settings.model), settings.model)
-    model = _from_hub(AutoModelForSequenceClassification.from_pretrained, settings.model, num_labels=1,
-                     dtype=torch.float32, use_safetensors=True)
+    model, missing, _ = _load_complete(settings.model, num_labels=1, dtype=torch.float32)
+    if body := [name for name in missing if not re.search(r"\b(score|classifier|pooler)\b", name)]:
+        raise UserError(f"model {settings.model!r}: its files lack {_names(body)}; training would begin with random layers")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings: # a padding token that the model never reads
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -352,6 +364,9 @@ def score_table(
     "Compute the rewards of the texts of a table."
     options = options or read_options()
     found = texts_to_score(frame, name, options)
+    for row, column, prompt, completion in zip(*(found.texts[c] for c in ("row", "column", "prompt", "completion"))):
+        if lost := field_left_out(to_messages(prompt, completion), tokenizer):
+            found.problems.append(RowProblem(int(row), column, f"the model's chat template leaves out the messages' {lost!r}"))
     ids = encode_chats(list(zip(found.texts.prompt, found.texts.completion)), tokenizer, template, separator)
     good = _without_bad_rows(found, ids, model, name, options, frame.attrs.get("lines"))
     rewards = score_tokens(model, [i for i, g in zip(ids, good) if g], tokenizer.pad_token_id, **kwargs)
@@ -414,9 +429,6 @@ def save_classifier(
     return folder
 
 # %% ../../nbs/25a_llm_models.ipynb #62d32a86
-def _names(weights: Sequence[str]) -> str: # "score.weight, … (12 in all)"
-    return ", ".join(sorted(weights)[:3]) + (f", … ({len(weights)} in all)" if len(weights) > 3 else "")
-
 def _check_weights(
     model: "transformers.PreTrainedModel",
     missing: Iterable[str], # weights that were in none of the files
@@ -430,13 +442,6 @@ def _check_weights(
     odd = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
     if odd: raise UserError(f"model {name!r}: weights that are not finite numbers: {_names(odd)}; did its training diverge?")
 
-def _load_complete(name: str, **kwargs) -> tuple: # model, missing weights, weights left over
-    "Load a classifier with one output, and say which weights were missing or left over."
-    from transformers import AutoModelForSequenceClassification
-    with silence_loggers("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
-        model, info = _from_hub(AutoModelForSequenceClassification.from_pretrained, name, use_safetensors=True, output_loading_info=True, **kwargs)
-    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
-
 # %% ../../nbs/25a_llm_models.ipynb #d640bd04
 def _adapter_base(name: str) -> str | None: # None: it is no adapter
     "Return the base model of a folder of low-rank corrections."
@@ -444,8 +449,10 @@ def _adapter_base(name: str) -> str | None: # None: it is no adapter
     file = None
     with contextlib.suppress(Exception), silence_loggers("huggingface_hub"): file = find_adapter_config_file(name)
     if file is None: return None
-    base = read_json(file)
-    base = base.get("base_model_name_or_path") if isinstance(base, dict) else None
+    said = read_json(file)
+    if not isinstance(said, dict) or said.get("peft_type") != "LORA" or said.get("megatron_config"):
+        raise UserError(f"{file}: only plain LoRA corrections are read (peft_type LORA, without megatron_config)")
+    base = said.get("base_model_name_or_path")
     if not isinstance(base, str) or not base: raise UserError(f"{file}: it names no base model (base_model_name_or_path)")
     return base
 
@@ -506,6 +513,6 @@ def score(
     loaded, tokenizer = model if isinstance(model, tuple) else load_classifier(model)
     if isinstance(data, (list, tuple)) and not all(isinstance(row, dict) for row in data):
         return score_texts(loaded, tokenizer, data, template, separator, tokens=tokens)
-    frame, name = (read_table(data), str(data)) if isinstance(data, (str, Path)) else frame_in_memory(data)
+    frame, name = (read_part(data), str(data)) if isinstance(data, (str, Path)) else frame_in_memory(data)
     options = read_options(columns, values, ignore, bad_rows, ROLES | TEXT_ROLES)
     return score_table(loaded, tokenizer, frame, name, options, template, separator, tokens=tokens)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPLATES', 'SIGNALS', 'BT_TARGETS', 'STEPS', 'mean_preference', 'agreement', 'agreements', 'text_length',
            'describe_comparisons', 'to_messages', 'join_template', 'render_chat', 'encode_texts', 'encode_chats',
-           'tokenize', 'pair_codes', 'overlap', 'train_test_split', 'draw_votes', 'given_signal', 'rank_by_signal',
-           'sample_rows', 'stratify_by_signal', 'prepare_rows', 'report_table']
+           'field_left_out', 'tokenize', 'pair_codes', 'overlap', 'train_test_split', 'draw_votes', 'given_signal',
+           'rank_by_signal', 'sample_rows', 'stratify_by_signal', 'prepare_rows', 'report_table']
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cell-002
 import json
@@ -167,6 +167,16 @@ def encode_chats(
 _SHOWN_FIELDS = ("tool_calls", "function_call", "reasoning_content", "reasoning",
                  "thinking") # of a message: these are part of what was said
 
+def field_left_out(
+    messages: list[dict],
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+) -> str | None: # its name; None: nothing is left out
+    "Return a field of messages that says something and that the tokenizer's chat template leaves out."
+    for name in {k for m in messages for k in m} & set(_SHOWN_FIELDS):
+        without = [{k: v for k, v in m.items() if k != name} for m in messages]
+        if render_chat("", messages, tokenizer) == render_chat("", without, tokenizer): return name
+    return None
+
 def _check_fields(
     table: pd.DataFrame,
     tokenizer: "transformers.PreTrainedTokenizerBase",
@@ -174,13 +184,10 @@ def _check_fields(
     "Raise if a message has a field that says something and that the tokenizer's chat template leaves out."
     for column in ("completion_a", "completion_b"):
         for row, (prompt, side) in enumerate(zip(table["prompt"], table[column])):
-            messages = to_messages(prompt, side)
-            for name in {k for m in messages for k in m} & set(_SHOWN_FIELDS):
-                without = [{k: v for k, v in m.items() if k != name} for m in messages]
-                if render_chat("", messages, tokenizer) == render_chat("", without, tokenizer):
-                    place = f"comparison {table['id'].iloc[row]!r}"
-                    raise UserError(f"{place}: the tokenizer's chat template leaves out the messages' {name!r}; "
-                                    "use a model whose template shows it, or write it into the content")
+            name = field_left_out(to_messages(prompt, side), tokenizer)
+            if name is None: continue
+            raise UserError(f"comparison {table['id'].iloc[row]!r}: the tokenizer's chat template leaves out the messages' {name!r}; "
+                            "use a model whose template shows it, or write it into the content")
 
 # %% ../../nbs/21b_llm_preferences.ipynb #cd665961
 _CHUNK = 1000 # sides that are written and encoded at a time

@@ -177,7 +177,8 @@ def _run_plainly(parameters: dict):
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-029
 _PRELOADED = ["responserank.llm.trainer", "responserank.llm.optimizer_step", "responserank.figures", # the last two are deferred elsewhere
-              "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager", "wandb"]
+              "papermill", "ipykernel.kernelapp", "ipykernel.ipkernel", "jupyter_client.manager"]
+_WANDB = ["wandb", "wandb.sdk.launch"] # the second is imported by every `wandb.init`; it may move
 
 class ForkServer:
     "Process that workers are forked from."
@@ -206,13 +207,17 @@ class ForkServer:
             os.write(self.said, json.dumps(dict(run=run, code=os.waitstatus_to_exitcode(status))).encode() + b"\n")
 
 # %% ../../nbs/27a_llm_workers.ipynb #cell-030
-def _serve_forks(warm: bool) -> None:
+def _serve_forks(
+    warm: bool, # import first what runs need
+    wandb: bool = True, # runs log to wandb
+) -> None:
     "Take requests from standard input until it closes; the body of the process."
     here, unread = ForkServer(warm), b""
     if warm:
-        for name in _PRELOADED:
-            if importlib.util.find_spec(name.partition(".")[0]): importlib.import_module(name)
-        with contextlib.suppress(ImportError): importlib.import_module("wandb.sdk.launch") # as every `wandb.init` does; it may move
+        sys.modules["rfc3987_syntax"] = None # else jsonschema, for papermill, compiles a grammar of web addresses: 3 s that nobody needs
+        for name in _PRELOADED + _WANDB * wandb:
+            with contextlib.suppress(ImportError): importlib.import_module(name)
+        del sys.modules["rfc3987_syntax"]
     gc.collect()
     gc.freeze() # the collector of a worker need not look through what all workers share
     signal.signal(signal.SIGTERM, lambda *_: here.signal(signal.SIGTERM))
@@ -239,9 +244,9 @@ class Workers:
         self.warm, self.process = warm, None # started with the first run: its imports take seconds
         self.began, self.errors = {}, {}
 
-    def _serve(self):
+    def _serve(self, wandb: bool):
         "Start the fork server."
-        code = f"from responserank.llm.workers import _serve_forks; _serve_forks({self.warm})"
+        code = f"from responserank.llm.workers import _serve_forks; _serve_forks({self.warm}, {wandb})"
         self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         env=_WORKER_ENV | os.environ, start_new_session=True)
 
@@ -252,7 +257,7 @@ class Workers:
 
     def start(self, row: dict, out: Path, wandb_mode: str):
         "Start a run."
-        if self.process is None: self._serve()
+        if self.process is None: self._serve(wandb_mode != "disabled")
         parameters = {k: row[k] for k in ("method", "preset", "data", "fraction", "seed", "overrides",
                                          "columns", "values", "ignore", "bad_rows", "test_data") if k in row}
         parameters |= dict(out=str(out), wandb_mode=wandb_mode)
