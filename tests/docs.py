@@ -1,64 +1,236 @@
 """Render the site into _docs and check it: python tests/docs.py
 
-nbdev first adds the API to every chapter (into _proc); then Quarto renders it or, where Quarto isn't installed, smalldocs, which is
-enough to find what is broken. Either way smalldocs lists the options it does not know and the links that lead nowhere.
+Every chapter gets its API first (into _proc): above the code of each public name a heading, a link to its source, its signature and a
+table of its parameters. Then Quarto renders it or, where Quarto isn't installed, smalldocs, which is enough to find what is broken.
+Smalldocs lists the options it does not know, `sitecheck.py` what is wrong with the pages.
 """
+import ast
+import csv
+import dataclasses
+import html
+import importlib
+import inspect
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import nbdev.serve
+import sitecheck
 from execnb.nbio import mk_cell
-from nbdev.config import get_config
 from nbdev.process import Processor
-from nbdev.processors import FilterDefaults, exec_show_docs, mv_exports, rm_export
-from notebooks import EXPORTS, bound_names
+from nbdev.processors import (FilterDefaults, add_fold, add_links, add_show_docs, clean_show_doc, exec_show_docs, mv_exports,
+                              rm_export)
+from notebooks import EXPORTS
+
+from responserank._modidx import d as modidx
+from responserank.docs import _described, _type_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLDOCS = str(Path(sys.executable).with_name("smalldocs"))
+SOURCE = modidx["settings"]["git_url"] + f"/blob/{modidx['settings']['branch']}/"
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+MARK = re.compile(r"^# %% (?:\.\./)+(nbs/\S+\.ipynb) ", re.MULTILINE)
+BACKTICKS = re.compile(r"(?<![`\[\w])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
 
 
 def is_exported(cell) -> bool: return cell.cell_type == "code" and bool(set(EXPORTS) & set(cell.directives_ or {}))
 
 
-class ImportExported(exec_show_docs):
-    """Give the API what it documents by importing it; nbdev would run the chapter's cells, and every cell with an import among them."""
+@dataclasses.dataclass(frozen=True)
+class Symbol:
+    """Where a function or a class stands."""
 
-    def __call__(self, cell):
-        if "default_exp" in (cell.directives_ or {}): self.module = cell.directives_["default_exp"][0]
-        if getattr(cell, "has_sd", False): self.head(cell)
-        elif is_exported(cell) and (names := bound_names(cell.source)):
-            kind = next(e for e in EXPORTS if e in cell.directives_)
-            module = f"{get_config().lib_path.name}.{(cell.directives_[kind] or [self.module])[0]}".removesuffix(".__init__")
-            self.k.run_cell(f"from {module} import {', '.join(names)}")
-        if self.k.exc: raise RuntimeError(f"cell {cell.idx_}:\n{cell.source}") from self.k.exc
+    module: str
+    name: str
+    chapter: str  # nbs/….ipynb, whose page shows it
+    file: str
+    line: int
 
-    def head(self, cell):
-        """Keep name and link to the source of what nbdev documents; its signature and docstring stand in the code below."""
-        self.k.cell(cell)
-        if isinstance(self.k.exc, NameError):  # an inherited signature with annotations that only type checkers can read
-            self.k.exc, cell.outputs = None, []
-        for output in cell.outputs:
-            text = "".join(output.get("data", {}).get("text/markdown", ""))
-            output["data"] = {"text/markdown": text.partition("```")[0].partition("---\n")[2]}
+    @property
+    def source(self) -> str: return f"{SOURCE}{self.file}#L{self.line}"
+
+    @property
+    def anchor(self) -> str: return f"api-{self.name}"  # a chapter's own headings may be called the same
 
 
-class headings_first(Processor):
-    """Move the headings that nbdev puts below the code to above it."""
+@cache
+def symbols() -> tuple:
+    """List the functions and classes of the package. nbdev's index names them; the exported files say at which line, from which chapter."""
+    found = []
+    for module, names in modidx["syms"].items():
+        top = {n.rpartition(".")[2]: file for n, (_, file) in names.items() if n.rpartition(".")[0] == module}
+        for file in sorted(set(top.values())):
+            text = (ROOT / file).read_text()
+            marks = [(text.count("\n", 0, m.start()) + 1, m[1]) for m in MARK.finditer(text)]
+            for node in ast.parse(text).body:
+                above = [chapter for line, chapter in marks if line < node.lineno]
+                if isinstance(node, DEFINITIONS) and node.name in top and above:
+                    found.append(Symbol(module, node.name, above[-1], file, node.lineno))
+    return tuple(found)
+
+
+@cache
+def link_table() -> dict:
+    """Map what may stand in backticks, a name with or without its module, to the symbols it may mean."""
+    table = {}
+    for s in symbols():
+        parts = s.module.split(".")
+        for i in range(len(parts) + 1): table.setdefault(".".join([*parts[i:], s.name]), []).append(s)
+    return table
+
+
+def target(name: str, chapter: str) -> str | None:
+    """Return the link from a chapter to a name's place on the page that shows it; none where the name may mean several things."""
+    meant = link_table().get(name) or link_table().get(name.rpartition(".")[0]) or []
+    meant = [s for s in meant if s.chapter == chapter] or meant
+    if len(meant) != 1: return None
+    page = os.path.relpath(meant[0].chapter, Path(chapter).parent)
+    return ("" if meant[0].chapter == chapter else page) + f"#{meant[0].anchor}"
+
+
+def linked(text: str, chapter: str) -> str:
+    """Turn names in backticks into links, outside of headings, tables and code."""
+    def link(m):
+        to = target(m[1], chapter)
+        return f"[`{m[1]}{m[2] or ''}`]({to})" if to else m[0]
+
+    lines, fenced = text.split("\n"), False
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith("```"): fenced = not fenced
+        elif not fenced and not re.match(r"#|\s*\||    ", line): lines[i] = BACKTICKS.sub(link, line)
+    return "\n".join(lines)
+
+
+def code_in(text: str) -> str: return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text or "", quote=False))
+
+
+def shown_default(about: dict) -> str:
+    """Return a default as text, empty where there is none."""
+    default = about.get("default", inspect.Parameter.empty)
+    if default is inspect.Parameter.empty or default is dataclasses.MISSING: return ""
+    text = getattr(default, "__name__", None) or repr(default)
+    return "" if " object at 0x" in text else text if len(text) <= 60 else text[:57] + "…"
+
+
+def api(s: Symbol) -> str:
+    """Write what a reader wants above the code: heading, source, signature, parameters with type, default and note, and what is returned."""
+    obj = getattr(importlib.import_module(s.module), s.name)
+    about = {} if inspect.isclass(obj) and issubclass(obj, BaseException) else {k: v for k, v in _described(obj).items() if k not in ("self", "cls")}
+    returned = about.pop("return", None) or {}
+    described = not inspect.isclass(obj) or dataclasses.is_dataclass(obj) or "__init__" in vars(obj) or hasattr(obj, "_fields")
+    if not described: about = {}
+    names = [f"{k}={shown_default(a)}" if shown_default(a) else k for k, a in about.items()]
+    kind = _type_text(returned.get("anno", inspect.Parameter.empty)) if not inspect.isclass(obj) else ""
+    signature = f"{s.name}({', '.join(names)})" + (f" -> {kind}" if kind else "")
+    rows = [(f"<code>{html.escape(k)}</code>", code_in(f"`{t}`" if (t := _type_text(a['anno'])) else ""),
+             code_in(f"`{shown}`" if (shown := shown_default(a)) else ""), code_in(a["docment"])) for k, a in about.items()]
+    if kind and kind != "None": rows.append(("returns", f"<code>{html.escape(kind)}</code>", "", code_in(returned.get("docment"))))
+    text = [f"### `{s.name}` {{#{s.anchor}}}", f"[source]({s.source}){{.api-source}}"]
+    if described: text.append("```python\n" + "\n".join(textwrap.wrap(signature, 92, subsequent_indent="    ", break_long_words=False)) + "\n```")
+    if rows:
+        body = "\n".join("<tr>" + "".join(f"<td>{' '.join(c.split())}</td>" for c in row) + "</tr>" for row in rows)
+        head = "<tr><th>name</th><th>type</th><th>default</th><th>note</th></tr>"
+        text.append(f'<div class="api-table">\n<table class="table">\n<caption>Parameters of {s.name}</caption>\n<thead>{head}</thead>\n<tbody>\n{body}\n'
+                    f"</tbody>\n</table>\n</div>")
+    return "\n\n".join(text)
+
+
+def pieces(source: str, documented: set) -> list:
+    """Cut exported code after each documented definition: pairs of the definition's name, or none, and its lines."""
+    nodes = [n for n in ast.parse(source).body if isinstance(n, DEFINITIONS) and n.name in documented]
+    lines, at, out = source.splitlines(), 0, []
+    for node in nodes:
+        until = len(lines) if node is nodes[-1] else node.end_lineno
+        out.append((node.name, "\n".join(lines[at:until]).strip("\n")))
+        at = until
+    return out or [(None, source)]
+
+
+def plain(text: str) -> str:
+    """Strip links, emphasis, formulas and code marks off a line of markdown."""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    return " ".join(re.sub(r"[*`$\\]|(?<!\w)_|_(?!\w)", "", text).split())
+
+
+def first_sentence(markdown: str) -> str:
+    """Return the first sentence of a cell's prose, without headings, lists and code; a lone heading serves where there is no prose."""
+    prose = re.sub(r"```.*?```|^\$\$.*?\$\$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    lines = [x.lstrip("> ") for x in prose.splitlines() if x.strip() and not x.startswith("#")]
+    text = plain(" ".join(lines) or prose.strip("# \n"))
+    found = re.match(r".+?[.:!?](?=\s|$)", text)
+    return (found[0] if found else text).rstrip(":").strip()
+
+
+def is_image(output) -> bool: return any(k.startswith("image/") for k in output.get("data", {}))
+
+
+class Page(Processor):
+    """What the site adds to a chapter: links between pages, the API, texts for figures."""
 
     def begin(self):
-        cells, at = [], 0
+        self.chapter = Path(self.nb.path_).resolve().relative_to(ROOT).as_posix()
+        self.names = {s.name: s for s in symbols() if s.chapter == self.chapter}
+        self.texts, before, cells = set(), "", []
         for cell in self.nb.cells:
-            if getattr(cell, "has_sd", False):
-                cells.insert(at, cell)
-                at += 1
-            else:
-                at = len(cells) if is_exported(cell) else at
-                cells.append(cell)
+            if cell.cell_type == "markdown":
+                before = cell.source if first_sentence(cell.source) else before
+                cell.source = linked(cell.source, self.chapter)
+            if is_exported(cell) and "hide" not in cell.directives_: cells += self.documented(cell)
+            elif any(map(is_image, cell.get("outputs", []))): cells += self.described(cell, before)
+            else: cells.append(cell)
         self.nb.cells[:] = cells
+
+    def documented(self, cell) -> list:
+        """Put headings, signatures and tables above an exported cell, cut so that each stands above its own code."""
+        cells = []
+        for name, source in pieces(cell.source, {n for n in self.names if not n.startswith("_")}):
+            private = [n.name for n in ast.parse(source).body if isinstance(n, DEFINITIONS) and n.name in self.names and n.name.startswith("_")]
+            places = "".join(f'<span id="{self.names[n].anchor}"></span>' for n in private)
+            if places: cells.append(self.cell(places))
+            if name: cells.append(self.cell(api(self.names[name])))
+            part = deepcopy(cell)
+            part.source, part.directives_ = source, cell.directives_
+            part["outputs"] = []
+            cells.append(part)
+        cells[-1]["outputs"] = cell.get("outputs", [])
+        return cells
+
+    def described(self, cell, before: str) -> list:
+        """Give every figure of a cell an alternative text, and a cell of its own from the second on."""
+        if re.search(r"^#\| *fig-(alt|cap):", cell.source, re.MULTILINE): return [cell]
+        cells, images = [cell], [o for o in cell.outputs if is_image(o)]
+        for extra in images[1:]:
+            cell.outputs.remove(extra)
+            more = mk_cell("pass", "code", outputs=[extra])
+            more.directives_ = {}
+            cells.append(more)
+        for i, c in enumerate(cells):
+            c.source = f"#| fig-alt: {yaml_text(self.text(before))}\n" + ("#| echo: false\n" if i else "") + c.source
+        return cells
+
+    def text(self, before: str) -> str:
+        """Return the sentence before a figure, numbered where several figures follow the same one."""
+        said = first_sentence(before) or "Figure"
+        text, n = said, 1
+        while text in self.texts: text, n = f"{said} (figure {n + 1})", n + 1
+        self.texts.add(text)
+        return text
+
+    @staticmethod
+    def cell(text: str):
+        """Make a markdown cell."""
+        made = mk_cell(text, "markdown")
+        made.directives_ = {}
+        return made
+
+
+def yaml_text(text: str) -> str: return '"' + text.replace("\\", "").replace('"', "'") + '"'
 
 
 def drop_hidden(cell):
@@ -66,9 +238,11 @@ def drop_hidden(cell):
     if cell.directives_ and cell.directives_.keys() & {"hide", "default_exp"}: del cell["source"]
 
 
-def keep_name(cell):
-    """Let a page be called as its notebook is; nbdev would drop the number."""
-    if cell.cell_type == "raw": cell.source = re.sub(r"^output-file:.*\n", "", cell.source, flags=re.MULTILINE)
+def finish_metadata(cell):
+    """Let a page be called as its notebook is, nbdev would drop the number; its description is read by machines, so it has no markdown."""
+    if cell.cell_type != "raw": return
+    cell.source = re.sub(r"^output-file:.*\n", "", cell.source, flags=re.MULTILINE)
+    cell.source = re.sub(r"^(description: )(.*(?:\n  .*)*)", lambda m: m[1] + re.sub(r"[*`]", "", m[2]), cell.source, flags=re.MULTILINE)
 
 
 def split_title(nb):
@@ -85,12 +259,30 @@ class Chapters(FilterDefaults):
     """What happens to a chapter before it is rendered."""
 
     def base_procs(self):
-        changed = {exec_show_docs: ImportExported, rm_export: drop_hidden, mv_exports: headings_first}
-        return [changed.get(p, p) for p in super().base_procs()] + [keep_name]
+        changed = {add_show_docs: Page, rm_export: drop_hidden}
+        unused = {exec_show_docs, clean_show_doc, add_links, add_fold, mv_exports}  # nbdev's own API and links
+        return [changed.get(p, p) for p in super().base_procs() if p not in unused] + [finish_metadata]
 
     def __call__(self, nb):
         split_title(nb)
         return super().__call__(nb)
+
+
+def claims_as_texts(page: Path) -> None:
+    """Describe the paper's figures by what they show, as the manifest says it."""
+    rows = csv.DictReader((page.parent / "manifest.csv").read_text().splitlines())
+    claims = {f: plain(row["claim"]).replace('"', "'") for row in rows for f in row["files"].split() if row["claim"]}
+    image = re.compile(r"^!\[(.*)\]\((\S+)\)$", re.MULTILINE)
+    used = set()
+
+    def described(m):
+        claim = claims.get(m[2])
+        if not claim: return m[0]
+        text = claim if claim not in used else f"{Path(m[2]).stem.replace('_', ' ')}: {claim}"
+        used.add(claim)
+        return f'![{m[1]}]({m[2]}){{fig-alt="{text}"}}'
+
+    page.write_text(image.sub(described, page.read_text()))
 
 
 def process() -> Path:
@@ -100,6 +292,7 @@ def process() -> Path:
     proc = Path(nbdev.serve.proc_nbs(".", folder_re="nbs", force=True, n_workers=0))
     shutil.copy2(ROOT / "index.qmd", proc)
     shutil.copytree(ROOT / "paper", proc / "paper", ignore=shutil.ignore_patterns("*.pdf"))
+    claims_as_texts(proc / "paper/index.qmd")
     return proc
 
 
@@ -112,10 +305,12 @@ def render(proc: Path) -> None:
 
 
 def check(proc: Path) -> list:
-    """List unknown options and broken links."""
+    """List unknown options, broken links, and what else is wrong with the pages."""
     said = subprocess.run([SMALLDOCS, "check", str(proc)], capture_output=True, text=True)
     if said.returncode not in (0, 1): raise RuntimeError(said.stderr)
-    return [line for line in said.stdout.splitlines() if line != "execute.enabled is ignored: smalldocs runs no code"]
+    options = [line for line in said.stdout.splitlines() if line != "execute.enabled is ignored: smalldocs runs no code"]
+    settings = modidx["settings"]
+    return options + sitecheck.problems(ROOT / "_docs", settings["doc_host"] + settings["doc_baseurl"], SOURCE, ROOT)
 
 
 if __name__ == "__main__":
