@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'TEXT_ROLES', 'find_column', 'ReadOptions', 'read_options', 
            'person_name', 'similar_names', 'seconds_column']
 
 # %% ../nbs/06b_columns.ipynb #c-00be4362
-import re, shlex
+import functools, re, shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 import numpy as np
@@ -169,10 +169,14 @@ _SYNONYMS_MATTER = ("prompt", "system", "preference", "annotator", "seconds", "s
 
 def _looks_like(column: str) -> str | None: # a key of `ROLES`
     "Return what a column may hold, to judge by its name."
-    for role, names in ROLES.items():
-        if role in _SYNONYMS_MATTER and _key(column) in map(_key, names): return role
-        if any(_key(column) == _key(n) or _misspelled(_key(column), _key(n)) for n in names): return role
+    key = _key(column)
+    for role, names in _role_keys().items():
+        if key in names or any(abs(len(key) - len(n)) < 2 and _misspelled(key, n) for n in names): return role
     return None
+
+@functools.cache
+def _role_keys() -> dict: # role → how its names are compared
+    return {role: frozenset(map(_key, names)) for role, names in ROLES.items()}
 
 def column_fates(
     columns: Iterable[str], # of the file

@@ -14,7 +14,9 @@ import numpy as np
 # %% ../nbs/04a_settings.ipynb #cell-005
 class UserError(ValueError):
     "Error in what the user gave: one line that says what is wrong, where, and what would be right."
-    def __init__(self, message: str): super().__init__(" ".join(str(message).split()))
+    def __init__(self, message: str):
+        line = " ".join(str(message).split())
+        super().__init__(line if len(line) <= 3000 else f"{line[:2000]} … {line[-900:]}") # what the user gave may be long
 
     def _render_traceback_(self) -> list[str]:
         "Show a notebook's reader the line and nothing else."
@@ -27,8 +29,8 @@ def nearest_names(
     n: int = 3, # at most this many
 ) -> list[str]: # best first; empty where nothing is close
     "Return the known names closest to `name`."
-    lower = {str(k).lower(): str(k) for k in known}
-    wanted = str(name).lower()
+    lower = {str(k).lower(): str(k) for k in known if len(str(k)) <= 100} # comparing takes the square of the length
+    wanted = str(name).lower()[:100]
     starts = [k for k in lower if wanted and (k.startswith(wanted) or wanted.startswith(k))]
     close = difflib.get_close_matches(wanted, list(lower), n=n, cutoff=0.6)
     return [lower[k] for k in dict.fromkeys(close + sorted(starts, key=len))][:n]

@@ -103,16 +103,35 @@ def _load_json(text: str, place: str) -> object: # place: names the line or file
     except RecursionError: raise UserError(f"{place}: lists or objects nested too deeply") from None
     except ValueError as e: raise UserError(f"{place}: {str(e).splitlines()[0]}") from None
 
+_HALF_ESCAPED, _HALF = re.compile(r"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
+
+def _mark_half_pairs(row: dict, place: str) -> dict: # the row
+    "Replace cells that hold half of a surrogate pair, which no text may, by what is wrong with them."
+    for key, value in list(row.items()):
+        try: text = json.dumps([key, value], ensure_ascii=False)
+        except RecursionError: raise UserError(f"{place}: lists or objects nested too deeply") from None
+        if _HALF.search(key): raise UserError(f"{place}: the name {key!r:.60} holds half of a surrogate pair, which is no text")
+        if half := _HALF.search(text):
+            row[key] = BadCell(f"the character U+{ord(half[0]):04X} is half of a surrogate pair and no text; remove or replace it")
+    return row
+
+def _lines(text: str) -> Iterator[str]: # one at a time: all together would double the memory
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
 def _parse_jsonl(text: str, name: str) -> pd.DataFrame:
     "Parse one JSON object a line; blank lines are skipped. An error names up to ten lines."
     rows, lines, wrong = [], [], []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_lines(text), 1):
         if not line.strip(): continue
         try:
             row = _load_json(line, f"{name}, line {number}")
             if not isinstance(row, dict):
                 raise UserError(f"{name}, line {number}: a JSON object {{…}} is expected, found {type(row).__name__}")
-            rows.append(row)
+            rows.append(_mark_half_pairs(row, f"{name}, line {number}") if _HALF_ESCAPED.search(line) else row)
             lines.append(number)
         except UserError as e: wrong.append(str(e))
         if len(wrong) == 10: break
@@ -125,9 +144,10 @@ def _parse_jsonl(text: str, name: str) -> pd.DataFrame:
 def _parse_json(text: str, name: str) -> pd.DataFrame:
     "Parse a JSON list of objects, or JSON lines under a .json name."
     if not text.lstrip().startswith("["): return _parse_jsonl(text, name)
-    rows = _load_json(text, name)
+    rows, halves = _load_json(text, name), _HALF_ESCAPED.search(text)
     for i, row in enumerate(rows):
         if not isinstance(row, dict): raise UserError(f"{location(name, i)}: a JSON object {{…}} is expected, found {type(row).__name__}")
+        if halves: _mark_half_pairs(row, location(name, i))
     return pd.DataFrame(rows, dtype=object)
 
 # %% ../nbs/06_tables.ipynb #cell-015
@@ -554,8 +574,9 @@ def text_column(
             if isinstance(text, list) and not is_turns(text) and not text[-1]["content"].strip() and len(text[-1]) == 2:
                 raise BadCell("the last message is empty")
             out.append(text)
-        except BadCell as e:
-            if problems is None: raise UserError(f"{location(name, i, column)}: {e}") from None
-            problems.append(RowProblem(i, column, str(e)))
+        except (BadCell, RecursionError) as e:
+            what = str(e) if isinstance(e, BadCell) else "lists nested too deeply"
+            if problems is None: raise UserError(f"{location(name, i, column)}: {what}") from None
+            problems.append(RowProblem(i, column, what))
             out.append("")
     return out

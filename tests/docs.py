@@ -172,13 +172,19 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[*`$\\]|(?<!\w)_|_(?!\w)", "", text).split())
 
 
-def first_sentence(markdown: str) -> str:
-    """Return the first sentence of a cell's prose, without headings, lists and code; a lone heading serves where there is no prose."""
-    prose = re.sub(r"```.*?```|^\$\$.*?\$\$", "", markdown, flags=re.DOTALL | re.MULTILINE)
-    lines = [x.lstrip("> ") for x in prose.splitlines() if x.strip() and not x.startswith("#")]
-    text = plain(" ".join(lines) or prose.strip("# \n"))
-    found = re.match(r".+?[.:!?](?=\s|$)", text)
-    return (found[0] if found else text).rstrip(":").strip()
+def prose(markdown: str) -> str:
+    """Return a cell's prose on one line, without headings, code and formulas on lines of their own."""
+    text = re.sub(r"```.*?```|^\$\$.*?\$\$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    return plain(" ".join(x.lstrip("> ") for x in text.splitlines() if x.strip() and not x.startswith(("#", "|"))))
+
+
+def opening(text: str, heading: str) -> str:
+    """Return the first sentence, more where it is short, and the heading before it where that is all there is."""
+    said = ""
+    for sentence in re.findall(r".+?(?:[.!?](?=\s|$)|$)", text):
+        said = f"{said} {sentence.strip()}".strip()
+        if len(said) >= 60: break
+    return f"{heading}: {said}".strip(": ") if len(said) < 60 else said
 
 
 def is_image(output) -> bool: return any(k.startswith("image/") for k in output.get("data", {}))
@@ -190,13 +196,14 @@ class Page(Processor):
     def begin(self):
         self.chapter = Path(self.nb.path_).resolve().relative_to(ROOT).as_posix()
         self.names = {s.name: s for s in symbols() if s.chapter == self.chapter}
-        self.texts, before, cells = set(), "", []
+        self.texts, before, heading, cells = set(), "", "", []
         for cell in self.nb.cells:
             if cell.cell_type == "markdown":
-                before = cell.source if first_sentence(cell.source) else before
+                headings = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)
+                before, heading = prose(cell.source) or before * (not headings), plain((headings or [heading])[-1])
                 cell.source = linked(cell.source, self.chapter)
             if is_exported(cell) and "hide" not in cell.directives_: cells += self.documented(cell)
-            elif any(map(is_image, cell.get("outputs", []))): cells += self.described(cell, before)
+            elif any(map(is_image, cell.get("outputs", []))): cells += self.described(cell, opening(before, heading))
             else: cells.append(cell)
         self.nb.cells[:] = cells
 
@@ -215,7 +222,7 @@ class Page(Processor):
         cells[-1]["outputs"] = cell.get("outputs", [])
         return cells
 
-    def described(self, cell, before: str) -> list:
+    def described(self, cell, said: str) -> list:
         """Give every figure of a cell an alternative text, and a cell of its own from the second on."""
         if re.search(r"^#\| *fig-(alt|cap):", cell.source, re.MULTILINE): return [cell]
         cells, images = [cell], [o for o in cell.outputs if is_image(o)]
@@ -225,13 +232,12 @@ class Page(Processor):
             more.directives_ = {}
             cells.append(more)
         for i, c in enumerate(cells):
-            c.source = f"#| fig-alt: {yaml_text(self.text(before))}\n" + ("#| echo: false\n" if i else "") + c.source
+            c.source = f"#| fig-alt: {yaml_text(self.text(said))}\n" + ("#| echo: false\n" if i else "") + c.source
         return cells
 
-    def text(self, before: str) -> str:
-        """Return the sentence before a figure, numbered where several figures follow the same one."""
-        said = first_sentence(before) or "Figure"
-        text, n = said, 1
+    def text(self, said: str) -> str:
+        """Number what is said before a figure where several figures follow it."""
+        text, n = said or "Figure", 1
         while text in self.texts: text, n = f"{said} (figure {n + 1})", n + 1
         self.texts.add(text)
         return text
@@ -308,7 +314,7 @@ def draw_icons(folder: Path) -> None:
         ax.set_axis_off()
         icon.savefig(folder / "favicon.png", dpi=64, bbox_inches=None, transparent=True)
         social, ax = plt.subplots(figsize=(12, 6.3))
-        ax.imshow(plt.imread(ROOT / "results/figures/idea.png"))
+        ax.imshow(plt.imread(ROOT / "results/figures/strength.png"))
         ax.set_axis_off()
         ax.set_position((.05, .03, .9, .72))
         social.text(.05, .89, get_config().title, size=44, weight="bold", color=PALETTE["charcoal"])
@@ -318,11 +324,13 @@ def draw_icons(folder: Path) -> None:
 
 
 def finish(site: Path) -> None:
-    """Name the one address of every page, which neither renderer does by itself."""
+    """Name the one address of every page, which neither renderer does by itself, and that of the picture, which smalldocs gets wrong."""
     for page in site.rglob("*.html"):
+        if "site_libs" in page.parts: continue
         text, at = page.read_text(), page.relative_to(site).as_posix()
-        if "site_libs" not in page.parts and 'rel="canonical"' not in text:
-            page.write_text(text.replace("</head>", f'<link rel="canonical" href="{ADDRESS}/{at}"></head>', 1))
+        text = re.sub(f'content="{ADDRESS}/[^"]*icons/social.png"', f'content="{ADDRESS}/nbs/icons/social.png"', text)
+        if 'rel="canonical"' not in text: text = text.replace("</head>", f'<link rel="canonical" href="{ADDRESS}/{at}"></head>', 1)
+        page.write_text(text)
 
 
 def process() -> Path:

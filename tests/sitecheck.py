@@ -42,6 +42,7 @@ class Page(HTMLParser):
         if tag == "img": self.images.append((a.get("alt") or "").strip())
         if tag == "meta":
             self.redirect |= a.get("http-equiv") == "refresh"
+            if a.get("property", a.get("name")) in ("og:image", "twitter:image"): self.links.append(a.get("content") or "")
             if a.get("name") == "description" or a.get("property") == "og:description": self.descriptions.append(a.get("content") or "")
         if tag in ("script", "style"): self.silent += 1
         if tag not in VOID: self.inside.append(tag if "main" not in self.inside and tag != "main" else "main")

@@ -17,6 +17,7 @@ FAULTS = {  # what is put into the page → what is said of it
     "dead line": '<a href="https://example.org/repo/blob/main/code.py#LNone">source</a>',
     "dead line of": '<a href="https://example.org/repo/blob/main/code.py#L4">source</a>',
     "dead link: gone.png": '<img src="gone.png" alt="A figure that is not there">',
+    "dead link: https://example.org/site/gone.png": '<meta property="og:image" content="https://example.org/site/gone.png">',
     "anchor on two places": '<h2 id="top">again</h2>',
     "without alternative text": '<img src="x.png" alt="">',
     "figures without alternative": '<img src="x.png">',

@@ -277,13 +277,13 @@ def two(**columns): return pd.DataFrame(dict(id=["x", "y"], prompt="a b", comple
 
 def test_tokens_with_and_without_a_template(tokenizer):
     plain = P.tokenize(two(), tokenizer(), 10)[0]
-    assert plain["tokens_a"][0] == [0, 5, 6, 7, 1] and plain["length"][0] == 10            # <s> a b c </s>
+    assert plain["tokens_a"][0].tolist() == [0, 5, 6, 7, 1] and plain["length"][0] == 10            # <s> a b c </s>
     chat = P.tokenize(two(), tokenizer(TEMPLATE), 20)[0]
-    assert chat["tokens_a"][0] == [0, 3, 5, 6, 1, 4, 7, 1] and chat["tokens_a"][0].count(0) == 1
+    assert chat["tokens_a"][0].tolist() == [0, 3, 5, 6, 1, 4, 7, 1]
     said = P.to_messages("a b", "c")
     messages = two(prompt=[said[:1]] * 2, completion_a=[said[1:], [{"role": "assistant", "content": "d e f g"}]])
-    assert P.tokenize(messages, tokenizer(TEMPLATE), 20)[0]["tokens_a"].tolist() == chat["tokens_a"].tolist()
-    assert P.tokenize(two(prompt=""), tokenizer(), 10)[0]["tokens_a"][0] == [0, 7, 1]
+    assert P.tokenize(messages, tokenizer(TEMPLATE), 20)[0]["tokens_a"].map(list).tolist() == chat["tokens_a"].map(list).tolist()
+    assert P.tokenize(two(prompt=""), tokenizer(), 10)[0]["tokens_a"][0].tolist() == [0, 7, 1]
 
 
 def test_long_comparisons_are_dropped_and_counted(tokenizer):

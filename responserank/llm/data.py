@@ -125,7 +125,7 @@ def first_comparison(
     "Return the first training comparison, decoded from its token ids."
     row = rows.iloc[0]
     better, worse = ("tokens_a", "tokens_b") if row["choice"] > 0 else ("tokens_b", "tokens_a")
-    return {name: tokenizer.decode(list(row[column])) for name, column in (("better", better), ("worse", worse))}
+    return {name: tokenizer.decode(np.asarray(row[column]).tolist()) for name, column in (("better", better), ("worse", worse))}
 
 def _counts(facts: dict) -> str: # "3 too long, 2 equal sides"
     return ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in facts.items() if v)

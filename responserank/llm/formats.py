@@ -93,6 +93,7 @@ def _records(
         try: cell = json.loads(cell)
         except json.JSONDecodeError as e: raise UserError(f"{place}: not valid JSON ({e.msg})") from None
     if cell is None or (isinstance(cell, float) and cell != cell): return []
+    if isinstance(cell, BadCell): raise UserError(f"{place}: {cell}")
     if isinstance(cell, (list, tuple, np.ndarray)) and all(isinstance(v, dict) for v in cell): return list(cell)
     raise UserError(f"{place}: a list of annotations {{…}} is expected, found {type(cell).__name__}")
 
@@ -134,11 +135,17 @@ def _label_column(
 ) -> np.ndarray: # (n,) str
     "Read a column of names that is filled for all rows, or for none."
     absent = is_missing(frame[column])
+    _refuse_bad_cells(frame, column, name, place)
     if absent.any() and not absent.all():
         i = int(absent.argmax())
         at = place(i) if place else location(name, i, column)
         raise UserError(f"{at}: empty, although other rows have it; fill it everywhere or leave it out")
     return np.array(["" if a else str(v) for v, a in zip(frame[column], absent)], object)
+
+def _refuse_bad_cells(frame: pd.DataFrame, column: str, name: str, place: Callable[[int], str] | None = None) -> None:
+    "Raise a `UserError` for a cell that reading the file has found wrong."
+    bad = next((i for i, v in enumerate(frame[column]) if isinstance(v, BadCell)), None)
+    if bad is not None: raise UserError(f"{place(bad) if place else location(name, bad, column)}: {frame[column].iloc[bad]}")
 
 # %% ../../nbs/21a_llm_formats.ipynb #cell-026
 def _attach_votes(
@@ -263,7 +270,9 @@ def _text_columns(
     for column, values in (("prompt", prompts), ("completion_a", a), ("completion_b", b)):
         table[column] = pd.Series(list(values), dtype=object)
     for column in ("topic", "category", "source", "model_a", "model_b"):
-        if column in frame: table[column] = ["" if m else str(v) for v, m in zip(frame[column], is_missing(frame[column]))]
+        if column not in frame: continue
+        _refuse_bad_cells(frame, column, name)
+        table[column] = ["" if m else str(v) for v, m in zip(frame[column], is_missing(frame[column]))]
     if "true_diff" in frame: table["true_diff"] = number_column(frame, "true_diff", name)
     return table
 

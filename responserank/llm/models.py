@@ -30,6 +30,12 @@ from ..tables import RowProblem, hub_error, problem_lines, raise_problems, read_
 if TYPE_CHECKING: import transformers # slow to load, and needed to build or load a model only
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-005
+_LONG_WORD, _PIECES = re.compile(r"\S{257}|\s{257}"), re.compile(r"\S{1,256}|\s{1,256}")
+
+def _without_long_words(texts: Iterable[str]) -> Iterator[str]:
+    "Yield texts; one with a word of more than 256 characters is cut, since training takes the square of a word's length."
+    for text in texts: yield from _PIECES.findall(text[:100_000]) if _LONG_WORD.search(text) else (text,)
+
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int = 1000, # byte-pair tokens, the two special ones and the 256 bytes included
@@ -40,7 +46,7 @@ def train_tokenizer(
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "<eos>"],
+    bpe.train_from_iterator(_without_long_words(texts), trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "<eos>"],
                                                        initial_alphabet=alphabet, show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
 

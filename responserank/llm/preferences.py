@@ -18,6 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from ..settings import UserError, check_name
 from ..files import rng as seeded
+from ..runs import progress
 from ..strata import deal_rankings, drop_ranks, shuffle_ranks, stratify
 from .formats import flatten_lists, mean_preferences, vote_codes, vote_counts, vote_weights
 from .methods import PANEL_LOSSES
@@ -188,25 +189,54 @@ def _check_fields(
             raise UserError(f"comparison {table['id'].iloc[row]!r}: the tokenizer's chat template leaves out the messages' {name!r}; "
                             "use a model whose template shows it, or write it into the content")
 
+# %% ../../nbs/21b_llm_preferences.ipynb #cd665961
+_CHUNK = 1000 # sides that are written and encoded at a time
+_LONGEST_TOKEN = 128 # characters that one token stands for, as a rule
+
+def _distinct_sides(table: pd.DataFrame) -> tuple[np.ndarray, list]: # (2, n) positions in the list; its (prompt, completion) pairs
+    "Number the distinct sides of comparisons."
+    known, pairs, code = {}, [], np.empty((2, len(table)), int)
+    for k, column in enumerate(("completion_a", "completion_b")):
+        for i, pair in enumerate(zip(table["prompt"], table[column])):
+            key = tuple(t if isinstance(t, str) else (json.dumps(t),) for t in pair)
+            code[k, i] = known.setdefault(key, len(pairs))
+            if code[k, i] == len(pairs): pairs.append(pair)
+    return code, pairs
+
+def _encode_sides(
+    pairs: list[tuple], # prompt, completion
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    max_length: int, # of a longer text only the beginning need be encoded
+) -> list[np.ndarray]: # int32
+    "Return the token ids of conversations, with a bar."
+    most, ids = max_length * _LONGEST_TOKEN, []
+    with progress(total=len(pairs), desc="tokenizing") as bar:
+        for start in range(0, len(pairs), _CHUNK):
+            texts = [render_chat(*pair, tokenizer) for pair in pairs[start:start + _CHUNK]]
+            part = encode_texts([t[:most] for t in texts], tokenizer)
+            for i, text in enumerate(texts):
+                if len(text) > most and len(part[i]) <= max_length: part[i] = encode_texts([text], tokenizer)[0]
+            ids += [np.array(i, np.int32) for i in part]
+            bar.update(len(part))
+    return ids
+
 # %% ../../nbs/21b_llm_preferences.ipynb #21311fdc
 def tokenize(
     table: pd.DataFrame,
     tokenizer: "transformers.PreTrainedTokenizerBase", # its pad token is set to its eos token if it has none
     max_length: int, # tokens of one side
-) -> tuple[pd.DataFrame, dict]: # with tokens_a, tokens_b, length (tokens of both sides)
+) -> tuple[pd.DataFrame, dict]: # with tokens_a, tokens_b (arrays of int32), length (tokens of both sides)
     "Return the comparisons with token ids of both sides, without those that have a side too long, or two sides that are equal."
     _check_fields(table, tokenizer)
-    sides = [json.dumps([p, c]) for s in ("completion_a", "completion_b") for p, c in zip(table["prompt"], table[s])]
-    code, distinct = pd.factorize(np.array(sides, object))
-    ids = encode_texts([render_chat(*json.loads(d), tokenizer) for d in distinct], tokenizer)
-    size = np.fromiter(map(len, ids), int, len(ids))[code].reshape(2, -1)
-    code = code.reshape(2, -1)
+    code, distinct = _distinct_sides(table)
+    ids = _encode_sides(distinct, tokenizer, max_length)
+    size = np.fromiter(map(len, ids), int, len(ids))[code]
     fits = (size <= max_length).all(0)
     if not fits.any():
         raise UserError(f"all {len(table)} comparisons have a side longer than max_length={max_length} tokens; "
                         f"the shortest {size.max(0).min()}")
     columns = {f"tokens_{s}": pd.Series([ids[i] for i in code[k]], index=table.index, dtype=object) for k, s in enumerate("ab")}
-    same = fits & np.array([a == b for a, b in zip(columns["tokens_a"], columns["tokens_b"])], bool)
+    same = fits & np.array([np.array_equal(ids[i], ids[j]) for i, j in code.T], bool)
     kept = fits & ~same
     if not kept.any(): raise UserError("both sides of every comparison are the same tokens; nothing can be learned from them")
     report = dict(step="tokenise", rows=int(kept.sum()), too_long=int((~fits).sum()), max_length=max_length, distinct_texts=len(distinct),

@@ -45,12 +45,17 @@ class Prepared:
     report: dict # what each step said
 
 # %% ../../nbs/25c_llm_trainer.ipynb #cell-007
+_TOKENIZER_TEXTS = 20_000
+
 def _all_texts(
     table: pd.DataFrame, # comparisons
+    most: int = _TOKENIZER_TEXTS, # of more texts a sample is drawn
 ) -> list: # distinct strings, for a tokenizer to be trained on
-    "Return the distinct texts of all messages."
-    sides = [to_messages(p, c) for side in ("completion_a", "completion_b") for p, c in zip(table.prompt, table[side])]
-    return list(dict.fromkeys(m["content"] for messages in sides for m in messages))
+    "Return the distinct texts of all messages, or a sample of them."
+    sides = (to_messages(p, c) for side in ("completion_a", "completion_b") for p, c in zip(table.prompt, table[side]))
+    texts = list(dict.fromkeys(m["content"] for messages in sides for m in messages))
+    if len(texts) <= most: return texts
+    return [texts[i] for i in np.sort(rng("tokenizer", len(texts)).choice(len(texts), most, replace=False))]
 
 def prepare_data(
     settings: Settings,
