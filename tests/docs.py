@@ -187,6 +187,12 @@ def opening(text: str, heading: str) -> str:
     return f"{heading}: {said}".strip(": ") if len(said) < 60 else said
 
 
+def caption(cell) -> str:
+    """Return what stands in italics at the beginning of the cell below a figure."""
+    found = re.match(r"\*(?!\*)(.+?)(?<!\*)\*(?!\*)", cell.source, re.DOTALL) if cell and cell.cell_type == "markdown" else None
+    return plain(found[1]) if found and len(found[1]) > 40 else ""
+
+
 def is_image(output) -> bool: return any(k.startswith("image/") for k in output.get("data", {}))
 
 
@@ -197,13 +203,15 @@ class Page(Processor):
         self.chapter = Path(self.nb.path_).resolve().relative_to(ROOT).as_posix()
         self.names = {s.name: s for s in symbols() if s.chapter == self.chapter}
         self.texts, before, heading, cells = set(), "", "", []
-        for cell in self.nb.cells:
+        after = [*self.nb.cells[1:], None]
+        for cell, following in zip(self.nb.cells, after, strict=True):
             if cell.cell_type == "markdown":
                 headings = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)
                 before, heading = prose(cell.source) or before * (not headings), plain((headings or [heading])[-1])
                 cell.source = linked(cell.source, self.chapter)
             if is_exported(cell) and "hide" not in cell.directives_: cells += self.documented(cell)
-            elif any(map(is_image, cell.get("outputs", []))): cells += self.described(cell, opening(before, heading))
+            elif any(map(is_image, cell.get("outputs", []))):
+                cells += self.described(cell, caption(following) or opening(before, heading))
             else: cells.append(cell)
         self.nb.cells[:] = cells
 

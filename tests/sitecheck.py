@@ -29,13 +29,15 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.links, self.ids, self.images, self.descriptions, self.text = [], [], [], [], []
+        self.links, self.ids, self.anchors, self.images, self.descriptions, self.text = [], [], [], [], [], []
         self.redirect, self.silent, self.inside = False, 0, []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        if a.get("id"): self.ids.append(a["id"])
+        if a.get("id"):
+            self.ids.append(a["id"])
+            if "main" in self.inside: self.anchors.append(a["id"])  # what stands beside the text is the renderer's
         if tag == "a" and a.get("name"): self.ids.append(a["name"])
         if tag in ("a", "link") and a.get("href") is not None: self.links.append(a["href"])
         if tag in ("img", "script", "source") and a.get("src"): self.links.append(a["src"])
@@ -71,7 +73,7 @@ def problems(
         say = lambda what, p=path: found.append(f"{p.relative_to(site).as_posix()}: {what}")
         for link in dict.fromkeys(page.links):
             if wrong := dead(link, path, pages, site, address, source, repository, lines): say(f"{wrong}: {link[:120]}")
-        for name, n in Counter(page.ids).items():
+        for name, n in Counter(page.anchors).items():
             if n > 1: say(f"anchor on two places: #{name}")
         for alt, n in Counter(page.images).items():
             if alt.lower() in ("", "png", "image", "figure", "alt"): say(f"{n} figures without alternative text")
@@ -91,6 +93,8 @@ def problems(
 def dead(link, path, pages, site, address, source, repository, lines) -> str | None:
     """Return what is wrong with a link, or nothing."""
     if source and link.startswith(source): return dead_source(link.removeprefix(source), repository, lines)
+    top = urlsplit(address).path  # a page that a server shows anywhere, such as 404, has links from there
+    if top and link.startswith(top + "/"): link = address + link.removeprefix(top)
     if link == address or link.startswith(address + "/"): link, path = link.removeprefix(address).lstrip("/") or "index.html", site / "index.html"
     parts = urlsplit(link)
     if parts.scheme or parts.netloc: return None
@@ -145,6 +149,7 @@ function look(doc, view) {
     await new Promise(done => { frame.onload = done; frame.src = page; setTimeout(done, 15000); });
     const doc = frame.contentDocument;
     if (mode == "dark") {
+      if (!doc.querySelector('meta[name=generator][content^=smalldocs]')) { frame.remove(); continue; }  // others change more than two sheets
       doc.documentElement.classList.add("quarto-dark"); doc.body.classList.add("quarto-dark");
       doc.querySelectorAll("link.quarto-color-scheme").forEach(l => { l.media = l.dataset.mode == "dark" || l.classList.contains("quarto-color-alternate") ? "all" : "not all"; });
       await rest(150);

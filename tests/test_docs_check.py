@@ -10,6 +10,7 @@ SOUND = """<html><head><meta name="description" content="What a page says."></he
 FAULTS = {  # what is put into the page → what is said of it
     "dead link": '<a href="gone.html">x</a>',
     "dead link: https": '<a href="https://example.org/site/gone.html">x</a>',
+    "dead link: /site/gone.html": '<a href="/site/b/c.html#there">x</a><a href="/site/gone.html">x</a>',
     "dead anchor: #": '<a href="#nowhere">x</a>',
     "dead anchor: b": '<a href="b/c.html#nowhere">x</a>',
     "dead anchor: https": '<a href="https://example.org/site/b/c.html#nowhere">x</a>',
