@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LEAST', 'MOST', 'FOLDS', 'PROBED_LOSSES', 'CONCORDANCE_SHOWN', 'FORECAST_SHOWN', 'text_of', 'probe_table',
            'signal_columns', 'permute_signal', 'group_splits', 'held_out_prediction', 'forecast', 'resampled_weights',
-           'weighted_measures', 'paired_gains', 'stratifications', 'concordance_table', 'as_good_as_best', 'best_loss',
-           'needed_comparisons', 'Verdict', 'train_command', 'decide', 'embed_texts', 'Probe', 'usable_signals',
-           'hold_out_groups', 'two_groups', 'oddities', 'file_facts', 'probe', 'report_text', 'advice',
-           'forecast_figure', 'report_html', 'write_probe']
+           'weighted_measures', 'paired_gains', 'stratifications', 'concordance_table', 'best_stratification',
+           'as_good_as_best', 'best_loss', 'needed_comparisons', 'Verdict', 'train_command', 'decide', 'embed_texts',
+           'Probe', 'usable_signals', 'hold_out_groups', 'two_groups', 'oddities', 'file_facts', 'probe', 'report_text',
+           'advice', 'forecast_figure', 'report_html', 'write_probe']
 
 # %% ../nbs/50_probe.ipynb #cell-002
 import functools, html, json, shlex, textwrap, time
@@ -283,6 +283,15 @@ def _concordance_error(rank, values, strata, group, r: np.random.Generator) -> f
     shares = shares[~np.isnan(shares)]
     return float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 2 else np.nan
 
+# %% ../nbs/50_probe.ipynb #best-strata
+def best_stratification(
+    rows: pd.DataFrame, # of `concordance_table`, one signal, a row per stratification
+) -> pd.Series: # the row with the smallest p, which is corrected for having been chosen
+    "Choose the stratification within which a signal's order is clearest."
+    best = rows.loc[rows.p.idxmin()].copy()
+    best.p = min(1., best.p * len(rows)) # Bonferroni: so many were tried
+    return best
+
 # %% ../nbs/50_probe.ipynb #cell-033
 def as_good_as_best(
     gains: pd.DataFrame, # of one size, from `paired_gains` against the best loss
@@ -543,7 +552,7 @@ def _forecast_signals(
     splits, forecasts, verdicts = group_splits(table.group.to_numpy(), FOLDS, seed), [], []
     for signal in signals:
         rows = found[(found.signal == signal) & (found.reference == "held-out choices")]
-        best = rows.loc[rows.p.idxmin()]
+        best = best_stratification(rows)
         strata, size_ = stratifications(table, signal)[best.strata], "auto" if signal in ("votes", "stated") else 8
         use = [k for k in PROBED_LOSSES if signal == "votes" or k != "bt_soft"]
         predictions = forecast(x, table, signal, splits, use, sizes, best.weight, strata, size_, seed, tick)

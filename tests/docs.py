@@ -20,20 +20,25 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbdev.serve
 import sitecheck
 from execnb.nbio import mk_cell
+from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.processors import (FilterDefaults, add_fold, add_links, add_show_docs, clean_show_doc, exec_show_docs, mv_exports,
                               rm_export)
 from notebooks import EXPORTS
 
 from responserank._modidx import d as modidx
-from responserank.docs import _described, _type_text
+from responserank.docs import _described, _field_notes, _type_text
+from responserank.figures import PALETTE, theme
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLDOCS = str(Path(sys.executable).with_name("smalldocs"))
+ADDRESS = modidx["settings"]["doc_host"] + modidx["settings"]["doc_baseurl"]
 SOURCE = modidx["settings"]["git_url"] + f"/blob/{modidx['settings']['branch']}/"
+QUARTO_ONLY = {"execute.enabled is ignored: smalldocs runs no code", "format.html.grid is ignored"}  # what smalldocs need not know
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 MARK = re.compile(r"^# %% (?:\.\./)+(nbs/\S+\.ipynb) ", re.MULTILINE)
 BACKTICKS = re.compile(r"(?<![`\[\w])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
@@ -118,13 +123,22 @@ def shown_default(about: dict) -> str:
     return "" if " object at 0x" in text else text if len(text) <= 60 else text[:57] + "…"
 
 
+def parameters(obj: object) -> dict:
+    """Read what a reader may pass: a function's parameters, a dataclass's or a named tuple's fields, or those of a class's own `__init__`."""
+    if hasattr(obj, "_fields"):
+        notes = _field_notes(obj)
+        return {k: dict(anno=obj.__annotations__[k], docment=notes.get(k)) | ({"default": obj._field_defaults[k]} if k in obj._field_defaults else {})
+                for k in obj._fields}
+    own = not inspect.isclass(obj) or dataclasses.is_dataclass(obj) or "__init__" in vars(obj) and not issubclass(obj, BaseException)
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return {stars.get(a.get("kind"), "") + k: a for k, a in _described(obj).items() if k not in ("self", "cls")} if own else {}
+
+
 def api(s: Symbol) -> str:
     """Write what a reader wants above the code: heading, source, signature, parameters with type, default and note, and what is returned."""
     obj = getattr(importlib.import_module(s.module), s.name)
-    about = {} if inspect.isclass(obj) and issubclass(obj, BaseException) else {k: v for k, v in _described(obj).items() if k not in ("self", "cls")}
+    about = parameters(obj)
     returned = about.pop("return", None) or {}
-    described = not inspect.isclass(obj) or dataclasses.is_dataclass(obj) or "__init__" in vars(obj) or hasattr(obj, "_fields")
-    if not described: about = {}
     names = [f"{k}={shown_default(a)}" if shown_default(a) else k for k, a in about.items()]
     kind = _type_text(returned.get("anno", inspect.Parameter.empty)) if not inspect.isclass(obj) else ""
     signature = f"{s.name}({', '.join(names)})" + (f" -> {kind}" if kind else "")
@@ -132,7 +146,7 @@ def api(s: Symbol) -> str:
              code_in(f"`{shown}`" if (shown := shown_default(a)) else ""), code_in(a["docment"])) for k, a in about.items()]
     if kind and kind != "None": rows.append(("returns", f"<code>{html.escape(kind)}</code>", "", code_in(returned.get("docment"))))
     text = [f"### `{s.name}` {{#{s.anchor}}}", f"[source]({s.source}){{.api-source}}"]
-    if described: text.append("```python\n" + "\n".join(textwrap.wrap(signature, 92, subsequent_indent="    ", break_long_words=False)) + "\n```")
+    if about or not inspect.isclass(obj): text.append("```python\n" + "\n".join(textwrap.wrap(signature, 92, subsequent_indent="    ", break_long_words=False)) + "\n```")
     if rows:
         body = "\n".join("<tr>" + "".join(f"<td>{' '.join(c.split())}</td>" for c in row) + "</tr>" for row in rows)
         head = "<tr><th>name</th><th>type</th><th>default</th><th>note</th></tr>"
@@ -158,13 +172,19 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[*`$\\]|(?<!\w)_|_(?!\w)", "", text).split())
 
 
-def first_sentence(markdown: str) -> str:
-    """Return the first sentence of a cell's prose, without headings, lists and code; a lone heading serves where there is no prose."""
-    prose = re.sub(r"```.*?```|^\$\$.*?\$\$", "", markdown, flags=re.DOTALL | re.MULTILINE)
-    lines = [x.lstrip("> ") for x in prose.splitlines() if x.strip() and not x.startswith("#")]
-    text = plain(" ".join(lines) or prose.strip("# \n"))
-    found = re.match(r".+?[.:!?](?=\s|$)", text)
-    return (found[0] if found else text).rstrip(":").strip()
+def prose(markdown: str) -> str:
+    """Return a cell's prose on one line, without headings, code and formulas on lines of their own."""
+    text = re.sub(r"```.*?```|^\$\$.*?\$\$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    return plain(" ".join(x.lstrip("> ") for x in text.splitlines() if x.strip() and not x.startswith(("#", "|"))))
+
+
+def opening(text: str, heading: str) -> str:
+    """Return the first sentence, more where it is short, and the heading before it where that is all there is."""
+    said = ""
+    for sentence in re.findall(r".+?(?:[.!?](?=\s|$)|$)", text):
+        said = f"{said} {sentence.strip()}".strip()
+        if len(said) >= 60: break
+    return f"{heading}: {said}".strip(": ") if len(said) < 60 else said
 
 
 def is_image(output) -> bool: return any(k.startswith("image/") for k in output.get("data", {}))
@@ -176,13 +196,14 @@ class Page(Processor):
     def begin(self):
         self.chapter = Path(self.nb.path_).resolve().relative_to(ROOT).as_posix()
         self.names = {s.name: s for s in symbols() if s.chapter == self.chapter}
-        self.texts, before, cells = set(), "", []
+        self.texts, before, heading, cells = set(), "", "", []
         for cell in self.nb.cells:
             if cell.cell_type == "markdown":
-                before = cell.source if first_sentence(cell.source) else before
+                headings = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)
+                before, heading = prose(cell.source) or before * (not headings), plain((headings or [heading])[-1])
                 cell.source = linked(cell.source, self.chapter)
             if is_exported(cell) and "hide" not in cell.directives_: cells += self.documented(cell)
-            elif any(map(is_image, cell.get("outputs", []))): cells += self.described(cell, before)
+            elif any(map(is_image, cell.get("outputs", []))): cells += self.described(cell, opening(before, heading))
             else: cells.append(cell)
         self.nb.cells[:] = cells
 
@@ -201,7 +222,7 @@ class Page(Processor):
         cells[-1]["outputs"] = cell.get("outputs", [])
         return cells
 
-    def described(self, cell, before: str) -> list:
+    def described(self, cell, said: str) -> list:
         """Give every figure of a cell an alternative text, and a cell of its own from the second on."""
         if re.search(r"^#\| *fig-(alt|cap):", cell.source, re.MULTILINE): return [cell]
         cells, images = [cell], [o for o in cell.outputs if is_image(o)]
@@ -211,13 +232,12 @@ class Page(Processor):
             more.directives_ = {}
             cells.append(more)
         for i, c in enumerate(cells):
-            c.source = f"#| fig-alt: {yaml_text(self.text(before))}\n" + ("#| echo: false\n" if i else "") + c.source
+            c.source = f"#| fig-alt: {yaml_text(self.text(said))}\n" + ("#| echo: false\n" if i else "") + c.source
         return cells
 
-    def text(self, before: str) -> str:
-        """Return the sentence before a figure, numbered where several figures follow the same one."""
-        said = first_sentence(before) or "Figure"
-        text, n = said, 1
+    def text(self, said: str) -> str:
+        """Number what is said before a figure where several figures follow it."""
+        text, n = said or "Figure", 1
         while text in self.texts: text, n = f"{said} (figure {n + 1})", n + 1
         self.texts.add(text)
         return text
@@ -285,12 +305,42 @@ def claims_as_texts(page: Path) -> None:
     page.write_text(image.sub(described, page.read_text()))
 
 
+def draw_icons(folder: Path) -> None:
+    """Draw the site's icon and its picture for other sites in the package's own colors, from the front page's figure."""
+    folder.mkdir(parents=True)
+    with theme():
+        icon, ax = plt.subplots(figsize=(1, 1))
+        ax.bar(range(4), [4, 3, 2, 1], width=.8, color=[PALETTE["blue"]] * 3 + [PALETTE["orange"]])
+        ax.set_axis_off()
+        icon.savefig(folder / "favicon.png", dpi=64, bbox_inches=None, transparent=True)
+        social, ax = plt.subplots(figsize=(12, 6.3))
+        ax.imshow(plt.imread(ROOT / "results/figures/strength.png"))
+        ax.set_axis_off()
+        ax.set_position((.05, .03, .9, .72))
+        social.text(.05, .89, get_config().title, size=44, weight="bold", color=PALETTE["charcoal"])
+        social.text(.05, .8, get_config().description, size=19, color=PALETTE["charcoal"])
+        social.savefig(folder / "social.png", dpi=100, bbox_inches=None)
+        plt.close("all")
+
+
+def finish(site: Path) -> None:
+    """Name the one address of every page, which neither renderer does by itself, and that of the picture, which smalldocs gets wrong."""
+    for page in site.rglob("*.html"):
+        if "site_libs" in page.parts: continue
+        text, at = page.read_text(), page.relative_to(site).as_posix()
+        text = re.sub(f'content="{ADDRESS}/[^"]*icons/social.png"', f'content="{ADDRESS}/nbs/icons/social.png"', text)
+        if 'rel="canonical"' not in text: text = text.replace("</head>", f'<link rel="canonical" href="{ADDRESS}/{at}"></head>', 1)
+        page.write_text(text)
+
+
 def process() -> Path:
     """Copy the site's sources into _proc, with the API of exported functions in the chapters."""
     shutil.rmtree(ROOT / "_proc", ignore_errors=True)
     nbdev.serve.FilterDefaults = Chapters
     proc = Path(nbdev.serve.proc_nbs(".", folder_re="nbs", force=True, n_workers=0))
     shutil.copy2(ROOT / "index.qmd", proc)
+    shutil.move(proc / "nbs/404.qmd", proc)  # a server looks for it at the top
+    draw_icons(proc / "nbs/icons")
     shutil.copytree(ROOT / "paper", proc / "paper", ignore=shutil.ignore_patterns("*.pdf"))
     claims_as_texts(proc / "paper/index.qmd")
     return proc
@@ -302,15 +352,16 @@ def render(proc: Path) -> None:
     subprocess.run([*command, str(proc)], check=True)
     shutil.rmtree(ROOT / "_docs", ignore_errors=True)
     shutil.move(proc / "_docs", ROOT / "_docs")
+    finish(ROOT / "_docs")
 
 
 def check(proc: Path) -> list:
     """List unknown options, broken links, and what else is wrong with the pages."""
     said = subprocess.run([SMALLDOCS, "check", str(proc)], capture_output=True, text=True)
     if said.returncode not in (0, 1): raise RuntimeError(said.stderr)
-    options = [line for line in said.stdout.splitlines() if line != "execute.enabled is ignored: smalldocs runs no code"]
-    settings = modidx["settings"]
-    return options + sitecheck.problems(ROOT / "_docs", settings["doc_host"] + settings["doc_baseurl"], SOURCE, ROOT)
+    options = [line for line in said.stdout.splitlines() if line not in QUARTO_ONLY]
+    pages = sitecheck.problems(ROOT / "_docs", ADDRESS, SOURCE, ROOT, texts=[ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+    return options + pages + sitecheck.layout_problems(ROOT / "_docs")
 
 
 if __name__ == "__main__":

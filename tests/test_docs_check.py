@@ -17,6 +17,7 @@ FAULTS = {  # what is put into the page → what is said of it
     "dead line": '<a href="https://example.org/repo/blob/main/code.py#LNone">source</a>',
     "dead line of": '<a href="https://example.org/repo/blob/main/code.py#L4">source</a>',
     "dead link: gone.png": '<img src="gone.png" alt="A figure that is not there">',
+    "dead link: https://example.org/site/gone.png": '<meta property="og:image" content="https://example.org/site/gone.png">',
     "anchor on two places": '<h2 id="top">again</h2>',
     "without alternative text": '<img src="x.png" alt="">',
     "figures without alternative": '<img src="x.png">',
@@ -62,3 +63,10 @@ def test_an_empty_page_is_found_unless_it_leads_elsewhere(site):
     assert said(site) == ["d.html: empty page"]
     (site / "d.html").write_text('<html><head><meta http-equiv="refresh" content="0; url=index.html"></head><body></body></html>')
     assert said(site) == []
+
+
+def test_dead_links_of_a_readme_are_found(site):
+    readme = site.parent / "README.md"
+    readme.write_text("[a](https://example.org/site/b/c.html#there) [b](https://example.org/site/gone.html) [c](https://example.org/repo/blob/main/gone.md)")
+    assert sitecheck.problems(site, ADDRESS, SOURCE, site.parent, [readme]) == [
+        "README.md: dead link: https://example.org/site/gone.html", "README.md: dead source link: https://example.org/repo/blob/main/gone.md"]

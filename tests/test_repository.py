@@ -47,8 +47,8 @@ def entries(contents):
 
 def test_the_sidebar_lists_every_chapter_once(root):
     listed = list(entries(yaml.safe_load((root / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]))
-    there = [p.relative_to(root).as_posix() for p in (root / "nbs").rglob("*.ipynb")]
-    there = [p for p in there if not re.search(r"/[._]", p)]
+    there = [p.relative_to(root).as_posix() for p in (root / "nbs").rglob("*") if p.suffix in (".ipynb", ".qmd")]
+    there = [p for p in there if not re.search(r"/[._]|/404", p)]
     assert sorted(listed) == sorted([*there, "paper/index.qmd"])
 
 

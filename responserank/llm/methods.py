@@ -459,7 +459,7 @@ PRESETS = {
     "small": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", max_length=1024, split_by="prompt",
                   epochs=3, batch_size=16, gradient_accumulation_steps=4, learning_rate=5e-5, gradient_checkpointing=False),
     "encoder": dict(model="sentence-transformers/all-MiniLM-L6-v2", max_length=256, split_by="prompt", pooling="mean", head_first=True,
-                    epochs=3, batch_size=32, gradient_accumulation_steps=1, learning_rate=1e-5, eval_tokens=8192),
+                    epochs=3, batch_size=32, gradient_accumulation_steps=1, learning_rate=3e-5, eval_tokens=8192),
     "paper": dict(model="meta-llama/Llama-3.1-8B-Instruct", max_length=1024, test_size=2000, split_by="comparison",
                   epochs=3, batch_size=16, gradient_accumulation_steps=4, learning_rate=1.5e-5, bf16=True, gradient_checkpointing=True),
 }
