@@ -10,7 +10,7 @@ export UV_FIND_LINKS # uv does not read pip's own
 unexport PYTHONDONTWRITEBYTECODE # imports would take three times as long
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test synthetic paper lab bench docs lint lock clean
+.PHONY: help setup run test chaos synthetic paper lab bench docs lint lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -31,6 +31,9 @@ run: setup ## train Bradley-Terry and rr_agree on the offline data, and print bo
 test: setup ## run the notebooks against the exported modules, then pytest
 	$(BIN)/python tests/notebooks.py --workers $(WORKERS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+chaos: setup ## ten times as many broken files, and workers, kernels and sweeps that are killed or suspended (slow)
+	RESPONSERANK_CHAOS=10 $(BIN)/python -m pytest -q tests/test_mutations.py tests/test_late_workers.py tests/test_sweep_kills.py tests/test_sweep_disk.py tests/test_sweep_shared.py
 
 synthetic: setup ## the synthetic study, and its figures and tables
 	$(BIN)/responserank synthetic

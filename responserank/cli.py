@@ -381,6 +381,7 @@ def _sweep_command(workers: int, slurm: bool, sbatch: tuple, share: str | None, 
     runs = chapter.sweep_grid(**{k: v for k, v in options.items() if k != "out"})
     if share: runs = chapter.take_share(runs, share)
     folder, words = repo_root() / options["out"], _grid_words(options)
+    if not dry_run: chapter.check_out(folder)
     lines = chapter.grid_lines(runs, folder)
     if slurm:
         words += ["--retries", str(retries), "--wandb-mode", wandb_mode]

@@ -7,7 +7,7 @@ __all__ = ['json_default', 'canonical_json', 'derive_seed', 'rng', 'atomic_path'
            'read_json', 'content_hash', 'repo_root', 'library_versions', 'git_state', 'published_folder']
 
 # %% ../nbs/04b_files.ipynb #cell-002
-import contextlib, dataclasses, gzip, hashlib, json, math, os
+import contextlib, dataclasses, gzip, hashlib, json, math, os, re
 import subprocess, sys, typing, uuid
 from importlib import metadata, resources
 from pathlib import Path
@@ -66,13 +66,20 @@ def write_text(path: str | Path, text: str) -> Path:
     with atomic_path(path) as part: part.write_text(text, encoding="utf-8", newline="")
     return Path(path)
 
+_RUNS = re.compile(r"[=@\t\r]|[-+](?!\.?\d[\d.eE+-]*$)") # how a cell begins that a spreadsheet would compute
+
+def _inert(table):
+    def _quoted(cell): return f"'{cell}" if isinstance(cell, str) and _RUNS.match(cell) else cell
+    texts = [c for c in table.columns if table[c].dtype.kind not in "biufcmM"]
+    return table.assign(**{c: table[c].map(_quoted) for c in texts}) if texts and table.columns.is_unique and all(isinstance(c, str) for c in texts) else table
+
 def write_csv(
     path: str | Path, # a name ending in .gz is compressed, with no date or name inside
     table: pd.DataFrame,
     **kwargs, # for `DataFrame.to_csv`; the index is left out unless asked for
 ) -> Path:
-    "Write a table atomically, the same bytes for the same table."
-    text = table.to_csv(**{"index": False, "lineterminator": "\n"} | kwargs).encode()
+    "Write a table atomically, the same bytes for the same table; a text that a spreadsheet would compute gets an apostrophe."
+    text = _inert(table).to_csv(**{"index": False, "lineterminator": "\n"} | kwargs).encode()
     with atomic_path(path) as part: part.write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
     return Path(path)
 

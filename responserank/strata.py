@@ -316,6 +316,8 @@ def stratify(
         codes, note = np.full(len(table), -1), f"not stratified, and need not be: {e}"
     count = np.bincount(codes[codes >= 0])
     by = getattr(settings.strata, "__name__", settings.strata)
+    if note is None and len(count) > 1 and (count <= 1).all():
+        note = f"no two comparisons share a stratum ({by}), so nothing can be ranked and every comparison counts alone"
     report = dict(step="stratify", rows=len(table), by=by, strata=len(count), strata_of_one=int((count == 1).sum()),
                   median_size=float(np.median(count)) if len(count) else 0., without_rank=int((~ranked).sum()),
                   without_stratum=int((ranked & (codes < 0)).sum()))

@@ -55,3 +55,13 @@ def test_seeds_of_a_sweep(seeds, said):
 @pytest.mark.parametrize("fractions", ["1e400", "nan", "-1", "0", "1.5", DIGITS])
 def test_fractions_of_a_sweep(fractions):
     with pytest.raises(UserError): read_fractions(fractions)
+
+
+def test_strata_of_one_comparison_each(tmp_path):
+    """Many annotators, each with one comparison: the report says that nothing can be ranked."""
+    import json
+    path = tmp_path / "people.jsonl"
+    path.write_text("".join(json.dumps(dict(chosen=f"yes {i}", rejected=f"no {i}", strength=i, annotator=f"p{i}")) + "\n" for i in range(60)))
+    overrides = dict(word.split("=") for word in small().split()) | dict(strata="annotator")
+    result = T.train_once("rr", data=str(path), out=tmp_path / "o", wandb_mode="disabled", dry_run=True, overrides=overrides)
+    assert any("nothing can be ranked" in step.get("note", "") for step in result.metrics["data_report"]["steps"])

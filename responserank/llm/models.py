@@ -147,6 +147,7 @@ def _scratch_config(
         bos_token_id=None, num_labels=1, problem_type="regression", attention_dropout=settings.dropout)
 
 # %% ../../nbs/25a_llm_models.ipynb #cell-s012
+_MOST_LAYERS = 1000
 _HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
 
 def _is_reward_model(config) -> bool: # config: a model's
@@ -157,7 +158,10 @@ def _check_reward_head(
     name: str, # of the model, for messages
     trained: bool = False, # it must be a reward model already
 ):
-    "Raise a `UserError` for a model whose head is not a reward model's."
+    "Raise a `UserError` for a model whose head is not a reward model's, or that is too deep to be made."
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise UserError(f"model {name!r}: its configuration says {layers} layers, more than {_MOST_LAYERS}; is config.json damaged?")
     found = next((h for a in config.architectures or [] for h in _HEADS if h in a), None)
     if found == _HEADS[0] and config.num_labels == 1: return
     if found:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['split_words', 'read_methods', 'read_seeds', 'read_fractions', 'sweep_grid', 'grid_name', 'note_grid', 'status_table',
-           'data_name', 'status_lines', 'sweep', 'array_tasks', 'array_script', 'submit', 'take_share', 'grid_lines']
+           'data_name', 'status_lines', 'sweep', 'check_out', 'array_tasks', 'array_script', 'submit', 'take_share',
+           'grid_lines']
 
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-002
-import contextlib, fnmatch, hashlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, time
+import contextlib, fnmatch, hashlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -287,6 +288,18 @@ def sweep(
 # %% ../../nbs/27b_llm_sweep.ipynb #cell-039
 _MAX_ARRAY_TASKS = 1000 # tasks of an array at most; SLURM's own limit is 1001 unless it is configured
 
+def _sbatch_path(folder: Path) -> str: # /runs/logs/%A_%a.log; quoted where it has to be
+    "Return the place of the tasks' logs as sbatch reads it: %% is a percent sign, and blanks are quoted."
+    text = str(folder).replace("%", "%%") + "/%A_%a.log"
+    return text if re.fullmatch(r"[\w%./@+=:,-]+", text) else '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+def check_out(folder: Path) -> Path: # the folder, made
+    "Raise a `UserError` if nothing can be written in a folder of runs."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): return folder
+    except OSError as e: raise UserError(f"--out {folder}: can't be a folder of runs ({e.strerror or e}); name another") from None
+
 def array_tasks(
     runs: pd.DataFrame, # as from `sweep_grid`
     out: Path,
@@ -307,7 +320,7 @@ def array_script(
     "Write the script of an array job."
     command = f"{shlex.quote(sys.executable)} -c 'from responserank.cli import main; main()'"
     lines = ["#!/bin/bash", "#SBATCH --job-name=responserank", f"#SBATCH --array={format_ranges(tasks, ',')}%{workers}",
-             f"#SBATCH --output={folder}/%A_%a.log",
+             f"#SBATCH --output={_sbatch_path(folder)}",
              "#SBATCH --open-mode=append", "#SBATCH --requeue", *(f"#SBATCH {option}" for option in options),
              f"# {len(tasks)} tasks, {workers} at a time; each does every {of}th run of the grid from its own number on, "
              "where it isn't finished.",
