@@ -9,7 +9,7 @@ __all__ = ['PRIORS', 'LAMBDAS', 'WEIGHT_PRIORS', 'SIGNAL_KINDS', 'minimise', 'He
            'standardised', 'text_features']
 
 # %% ../nbs/00c_small_heads.ipynb #cell-002
-import re, zlib
+import math, re, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy import sparse, stats
+from scipy import sparse
 from numpy.typing import ArrayLike
 from torch import Tensor
 from .rankings import arrange
@@ -205,6 +205,7 @@ def weight_prior_density(
     grid: object = LAMBDAS, # (k,) equally spaced on [0, 1]
 ) -> np.ndarray: # (k,) probabilities
     "Put the prior on a grid."
+    from scipy import stats # here, since it takes half a second to load
     beta = stats.beta(prior.mean * prior.concentration, (1 - prior.mean) * prior.concentration).cdf(np.r_[grid[1:] - np.diff(grid) / 2, 1.])
     kind, flat = np.diff(beta, prepend=0.), np.full(len(grid), 1 / len(grid))
     density = (1 - prior.nothing - prior.anything) * kind + prior.anything * flat
@@ -247,7 +248,7 @@ def signal_p(
     s = t.loc[t.r.notna(), "s"]
     a, d = a - a.groupby(s).transform("mean"), d - d.groupby(s).transform("mean")
     variance = ((a ** 2).groupby(s).sum() * (d ** 2).groupby(s).sum() / (by.size() - 1).clip(lower=1)).sum()
-    return float(stats.norm.sf((a * d).sum() / np.sqrt(variance))) if variance > 0 else 1.
+    return math.erfc((a * d).sum() / math.sqrt(2 * variance)) / 2 if variance > 0 else 1. # the normal distribution's upper tail
 
 def estimate_rank_weight(
     diff: ArrayLike, # (n,) held-out predicted differences, as from `cross_fit`

@@ -40,7 +40,7 @@ def put_run(out, accuracy=.7, status="finished", **of):
 
 @pytest.mark.parametrize("read, text, says", [
     (read_methods, "rr_agre", "did you mean rr_agree"), (read_methods, "nothing*", "no method matches"), (read_methods, "", "no methods"),
-    (read_seeds, "0-x", "neither a number nor a range"), (read_seeds, "9-0", "did you mean 0-9"), (read_seeds, "", "no seeds"), (read_seeds, "-3", "range"),
+    (read_seeds, "0-x", "neither a number below"), (read_seeds, "9-0", "did you mean 0-9"), (read_seeds, "", "no seeds"), (read_seeds, "-3", "range"),
     (read_fractions, "half", "not a number"), (read_fractions, "0", "(0, 1]"), (read_fractions, "1.5", "(0, 1]"), (read_fractions, "", "no fractions"),
     (read_fractions, "nan", "(0, 1]"),
 ])
