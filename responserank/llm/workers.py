@@ -163,6 +163,8 @@ def _run_worker(
             raise UserError(f"{folder}: {status} meanwhile, by others")
         if notebook: _execute_notebook(Path(notebook), request["parameters"], folder, kernel)
         else: _run_plainly(request["parameters"])
+        if not run_status(folder)[1].get("attempt", "").startswith(os.environ[ATTEMPT_VARIABLE]): # a finished run is only read
+            raise UserError(f"{folder}: finished meanwhile, by others")
     except (Exception, KeyboardInterrupt) as e:
         error = dict(kind=type(e).__name__, text=error_line(e))
         if hasattr(e, "ename"): error = dict(kind=e.ename, text=f"{e.ename}: {e.evalue}") # papermill's, of an error in the notebook
