@@ -178,6 +178,7 @@ def _looks_like(column: str) -> str | None: # a key of `ROLES`
 def _role_keys() -> dict: # role → how its names are compared
     return {role: frozenset(map(_key, names)) for role, names in ROLES.items()}
 
+# %% ../nbs/06b_columns.ipynb #242eda17
 def column_fates(
     columns: Iterable[str], # of the file
     used: dict, # column → what it is used as

@@ -587,6 +587,7 @@ def probe(
     if out is not None: write_probe(result, Path(out))
     return result
 
+# %% ../nbs/50_probe.ipynb #e4ffece7
 def _look(result: Probe, table, texts, features, encoder, signals, command, sizes, seed) -> None: # as in `probe`
     "Add concordance, forecast and verdicts to a probe."
     start, bar = time.time(), progress(total=2 + len(signals) * FOLDS * len(tuple(sizes)), desc="probing")
@@ -605,7 +606,6 @@ def _look(result: Probe, table, texts, features, encoder, signals, command, size
     result.forecast, result.verdicts = _forecast_signals(x, table, result.concordance, signals, command, tuple(sizes), seed, bar.update)
     bar.close()
     result.seconds["rest"] = time.time() - start - result.seconds["features"]
-
 
 # %% ../nbs/50_probe.ipynb #cell-050
 def _plain(frame: pd.DataFrame, digits: int = 3) -> str: return frame.round(digits).to_string(index=False)

@@ -104,6 +104,7 @@ def _create(path, draft): # fails with FileExistsError if `path` is there; it ap
     except OSError: # a file system without hard links
         with open(path, "x") as f: f.write(draft.read_text())
 
+# %% ../nbs/04c_runs.ipynb #73350f20
 def _take(folder, me): # path of the new claim; None: the scene changed meanwhile, look again
     before, tokens = _claims(folder), lambda claims: {name: holder.get("token") for name, (holder, _) in claims.items()}
     draft = folder / f".{me['token']}.draft"
@@ -207,6 +208,7 @@ def _place_file(part, final): # give a file or folder its place; logs of several
         os.rename(final, part.with_name(f".{uuid.uuid4().hex}"))
     os.replace(part, final)
 
+# %% ../nbs/04c_runs.ipynb #7bb458ff
 def tidy_run(folder: str | Path) -> None:
     "Remove what workers that were killed or late left in the folder of a finished run."
     folder = Path(folder)
@@ -216,7 +218,6 @@ def tidy_run(folder: str | Path) -> None:
     if any(not _is_dead(holder, now - beat) for holder, beat in _claims(folder).values()): return
     for path in left: shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     for path in folder.glob("claim-*.json"): path.unlink(missing_ok=True)
-
 
 # %% ../nbs/04c_runs.ipynb #cell-047
 @contextlib.contextmanager
@@ -295,6 +296,7 @@ def _give_up(self: Claim): # the claim was lost
     with contextlib.suppress(OSError): self.folder.rmdir() # it was removed, and only we made it anew
     return False
 
+# %% ../nbs/04c_runs.ipynb #02857c51
 @patch
 def _end(self: Claim, metrics): # False if the claim was lost
     with defer_signals(), self._lock:
@@ -309,7 +311,6 @@ def _end(self: Claim, metrics): # False if the claim was lost
         shutil.rmtree(self.work, ignore_errors=True)
         self.release()
         return True
-
 
 # %% ../nbs/04c_runs.ipynb #cell-051
 @patch

@@ -122,6 +122,7 @@ def _lines(text: str) -> Iterator[str]: # one at a time: all together would doub
         start = end + 1
     yield text[start:]
 
+# %% ../nbs/06_tables.ipynb #38db4702
 def _parse_jsonl(text: str, name: str) -> pd.DataFrame:
     "Parse one JSON object a line; blank lines are skipped. An error names up to ten lines."
     rows, lines, wrong = [], [], []

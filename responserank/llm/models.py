@@ -82,6 +82,7 @@ def load_tokenizer(
     if limit := position_limit(config): tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
     return tokenizer
 
+# %% ../../nbs/25a_llm_models.ipynb #61ed7da8
 def _with_padding(
     tokenizer, # changed
     model: str, # its name, for messages
@@ -355,6 +356,7 @@ def _scored_texts(
     scored.insert(1, "response", number)
     return scored.assign(best=scored.index.isin(scored.groupby("id")["reward"].idxmax()))
 
+# %% ../../nbs/25a_llm_models.ipynb #cba5361b
 def score_table(
     model: "transformers.PreTrainedModel", # a one-output sequence classifier
     tokenizer: "transformers.PreTrainedTokenizerBase",
@@ -478,6 +480,7 @@ def _load_adapter(
     _check_weights(model, [], [], name)
     return model.eval()
 
+# %% ../../nbs/25a_llm_models.ipynb #b8f2d515
 def load_classifier(
     folder: str | Path, # as `save_classifier` left it, a run's folder, a LoRA folder, or any reward model of one output
 ) -> tuple: # model, tokenizer

@@ -96,9 +96,12 @@ def create_optimizer(self: RankingTrainer,
     if self.sharded: raise UserError(f"loss={self.settings.loss} learns parameters of its own, which FSDP and ZeRO would not step; "
                                      "use data parallelism, or another loss")
     def average(*_):
+        "Average the gradient over the devices."
         if own.grad is None: own.grad = torch.zeros_like(own) # a device that had nothing but empty batches
         if self.accelerator.num_processes > 1: own.grad = self.accelerator.reduce(own.grad, reduction="mean")
-    def forget(*_): own.grad = None
+    def forget(*_):
+        "Clear the gradient."
+        own.grad = None
     optimizer.add_param_group(dict(params=[own], lr=self.settings.loss_learning_rate, weight_decay=0.))
     optimizer.register_step_pre_hook(average)
     optimizer.register_step_post_hook(forget)

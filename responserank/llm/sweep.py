@@ -309,6 +309,7 @@ def array_tasks(
     unfinished = [i for i, run in enumerate(runs["run"]) if run_status(out / run)[0] != "finished"]
     return sorted({i % n for i in unfinished}), n
 
+# %% ../../nbs/27b_llm_sweep.ipynb #48e37b33
 def array_script(
     tasks: list[int],
     of: int, # tasks in all

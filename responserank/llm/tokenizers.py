@@ -57,6 +57,7 @@ def _mark_in_text(
     backend.add_special_tokens([AddedToken(mark, normalized=True, special=True) for mark in {start, end} - {""}])
     return _with_backend(tokenizer, backend)
 
+# %% ../../nbs/24c_llm_tokenizers.ipynb #1034fcc2
 def _marks_once(
     made: "transformers.PreTrainedTokenizerBase", # of `_mark_in_text`
     tokenizer: "transformers.PreTrainedTokenizerBase", # the original

@@ -14,6 +14,7 @@ from ..strength_losses import STRENGTH_LOSSES, loss_terms
 try: from trl import RewardTrainer
 except ImportError: RewardTrainer = None # TRL is the extra `bench`
 
+# %% ../../nbs/29b_trl.ipynb #18a426c3
 class StrengthRewardTrainer(RewardTrainer or object):
     "TRL's `RewardTrainer` with a loss of the panel, from the columns `strength` or `margin`, `rank`, `ranking`, `target`, `mean_preference`."
     columns = ("strength", "margin", "rank", "ranking", "target", "mean_preference")

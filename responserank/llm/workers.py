@@ -135,6 +135,7 @@ def _may_publish(
     if status != "running" and metrics.get("attempt", "").startswith(token): return True
     return status not in ("running", "finished") and not (folder / "notebook.ipynb").exists()
 
+# %% ../../nbs/27a_llm_workers.ipynb #17f738d9
 def _stop_kernel(kernel: _ForkedKernel, folder: Path):
     "Send the kernel SIGTERM, once, when this process is asked to stop and the run has not finished."
     def _on_stop(number, frame):
@@ -240,6 +241,7 @@ def _serve_forks(
 # %% ../../nbs/27a_llm_workers.ipynb #cell-032
 _WORKER_ENV = SINGLE_THREAD_ENV | dict(PYTORCH_NVML_BASED_CUDA_CHECK="1") # the second: looking for a GPU must not prevent forks
 
+# %% ../../nbs/27a_llm_workers.ipynb #77cd286e
 class Workers:
     "Workers of a sweep, by run; a context manager that stops those still at work."
     def __init__(self, warm: bool):
